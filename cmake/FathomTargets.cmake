@@ -1,0 +1,69 @@
+# Functions that every folder uses to declare its target.
+
+add_library(fathom_flags INTERFACE)
+target_include_directories(fathom_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
+# x86-64-v3 (AVX2 and FMA) is the floor. Contraction is off everywhere: a fused multiply-add happens
+# where the source says so and nowhere else, so bits do not depend on the optimiser.
+target_compile_options(fathom_flags INTERFACE -march=x86-64-v3 -ffp-contract=off -fno-math-errno
+                       -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion)
+if(FATHOM_WERROR)
+  target_compile_options(fathom_flags INTERFACE -Werror)
+endif()
+if(FATHOM_SANITIZE)
+  target_compile_options(fathom_flags INTERFACE -fsanitize=${FATHOM_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(fathom_flags INTERFACE -fsanitize=${FATHOM_SANITIZE})
+endif()
+
+# fathom_add_library(NAME base SOURCES a.cc b.cc DEPS fathom_x lib::y)
+# makes the static library fathom_<NAME>.
+function(fathom_add_library)
+  cmake_parse_arguments(ARG "" "NAME" "SOURCES;DEPS" ${ARGN})
+  add_library(fathom_${ARG_NAME} STATIC ${ARG_SOURCES})
+  target_link_libraries(fathom_${ARG_NAME} PUBLIC fathom_flags ${ARG_DEPS})
+endfunction()
+
+# fathom_add_test(NAME router_test SOURCES router_test.cc DEPS fathom_kernels [LABELS gpu] [TIMEOUT s])
+function(fathom_add_test)
+  if(NOT FATHOM_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${ARG_NAME} ${ARG_SOURCES})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} fathom_flags GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${ARG_NAME} PRIVATE FATHOM_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                             FATHOM_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()
+
+# fathom_add_kernel(NAME router [EXTRA router_plan.cc] [DEPS fathom_kernel_linear])
+# makes fathom_kernel_<NAME> from the fixed file names of a kernel folder: <n>.cc (checks, dispatch),
+# <n>_ref.cc (fp64 reference) and <n>_cpu.cc, which is compiled twice: once for AVX2 into namespace
+# fathom::avx2 and once for AVX-512 into fathom::avx512 (numerics/simd.h). Adds <n>_test and <n>_bench.
+function(fathom_add_kernel)
+  cmake_parse_arguments(ARG "" "NAME" "EXTRA;DEPS" ${ARGN})
+  set(n ${ARG_NAME})
+  set(objects)
+  if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${n}_cpu.cc)
+    foreach(isa avx2 avx512)
+      add_library(fathom_kernel_${n}_${isa} OBJECT ${n}_cpu.cc)
+      target_link_libraries(fathom_kernel_${n}_${isa} PRIVATE fathom_flags)
+      if(isa STREQUAL avx512)
+        target_compile_options(fathom_kernel_${n}_${isa} PRIVATE -mavx512f -mavx512dq -mavx512bw
+                               -mavx512vl -mprefer-vector-width=512)
+      endif()
+      target_compile_options(fathom_kernel_${n}_${isa} PRIVATE -O3)
+      list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_${isa}>)
+    endforeach()
+  endif()
+  add_library(fathom_kernel_${n} STATIC ${n}.cc ${n}_ref.cc ${ARG_EXTRA} ${objects})
+  target_link_libraries(fathom_kernel_${n} PUBLIC fathom_flags fathom_numerics ${ARG_DEPS})
+  fathom_add_test(NAME ${n}_test SOURCES ${n}_test.cc DEPS fathom_kernel_${n})
+  if(FATHOM_BENCH AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${n}_bench.cc)
+    add_executable(${n}_bench ${n}_bench.cc)
+    target_link_libraries(${n}_bench PRIVATE fathom_kernel_${n} benchmark::benchmark benchmark::benchmark_main)
+  endif()
+endfunction()
