@@ -1,0 +1,78 @@
+// The model's forward, the same for training, prefill, decode and scoring, and its backward.
+//
+// Shapes: T packed tokens, M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32.
+// A token's result depends only on its own sequence up to it, never on how tokens were batched or cut
+// into segments: bits are equal for any such choice, any number of threads and either instruction set.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "fathom/base/exec_context.h"
+#include "fathom/model/batch.h"
+#include "fathom/model/weights.h"
+#include "fathom/numerics/tensor.h"
+
+namespace fathom {
+
+/// What the backward needs: the streams that entered each layer. Everything else is recomputed, one
+/// layer at a time.
+struct Tape {
+  std::vector<Tensor> layer_inputs;  // per layer [T, M, D]
+};
+
+/// Checks a batch against the model: ids in range, lengths, start positions, states.
+/// Errors: UserError that names the segment. Called by embed().
+void check_batch(const ModelConfig& config, const Batch& batch);
+
+/// Token embeddings, repeated over the streams: [T, M, D].
+Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch);
+
+/// All layers. Appends to the segments' states and advances them. With a tape (training) the segments
+/// must have no state. @return streams [T, M, D].
+Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
+                      const Tensor& streams, Tape* tape = nullptr);
+
+/// hc_head and the final norm for the selected rows of the streams: hidden [R, D].
+Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
+                const std::vector<int64_t>& rows);
+
+/// hidden [R, D] -> fp32 logits [R, V].
+Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden);
+
+/// log p(target) at a temperature > 0, without [R, V] in memory (kernels/log_prob).
+/// @param entropy [R] filled when not null.
+Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
+                 const std::vector<int32_t>& targets, float temperature, float* entropy = nullptr);
+
+/// One MTP module (0): draft streams [T, M, D] from the main model's final streams and each row's next
+/// token. Row t predicts the token after next_ids[t]. States keep the module's own window.
+Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+           const std::vector<int32_t>& next_ids, Tape* tape = nullptr);
+/// The module's own hc_head and norm: hidden [R, D], for the shared head.
+Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
+                    const std::vector<int64_t>& rows);
+
+// Backward. Weight gradients are added to the parameters' grad buffers (where allocated), each element
+// one chain in packed token order, so that cutting a step into micro-batches changes no bits.
+
+/// @param dlog_probs [R]; dentropy [R] or null; lse and entropy are recomputed. @return dhidden [R, D].
+Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
+                          const std::vector<int32_t>& targets, float temperature,
+                          const float* dlog_probs, const float* dentropy);
+/// @return dstreams [T, M, D], zero outside the selected rows.
+Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& streams,
+                         const std::vector<int64_t>& rows, const Tensor& dhidden);
+/// @return gradient of the streams that entered the first layer.
+Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, const Tape& tape,
+                       Tensor dstreams);
+void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const Tensor& dstreams);
+
+/// Backward of the MTP loss into mtp.* only: streams, embedding and head are detached.
+void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& draft_streams,
+                           const std::vector<int64_t>& rows, const Tensor& dhidden,
+                           Tensor* ddraft_streams);
+void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const Tensor& streams,
+                  const std::vector<int32_t>& next_ids, const Tape& tape, Tensor ddraft_streams);
+
+}  // namespace fathom

@@ -1,0 +1,80 @@
+// All parameters of a model, as plain structs named as in the official checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "fathom/model/config.h"
+#include "fathom/model/parameter.h"
+
+namespace fathom {
+
+struct HyperConnectionWeights {  // hc_*_fn, hc_*_base, hc_*_scale
+  Parameter fn, base, scale;
+};
+
+struct CompressorWeights {
+  int64_t ratio = 0, coff = 1, width = 0;
+  Parameter wkv, wgate, ape, norm;
+};
+
+struct IndexerWeights {
+  Parameter wq_b, weights_proj;
+  CompressorWeights compressor;
+};
+
+struct AttentionWeights {
+  int64_t ratio = 0;
+  Parameter wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b, attn_sink;
+  std::optional<CompressorWeights> compressor;  // ratio > 0
+  std::optional<IndexerWeights> indexer;        // ratio 4
+};
+
+struct ExpertWeights {
+  Parameter w1, w2, w3;  // gate, down, up
+};
+
+struct MoeWeights {
+  Parameter gate;
+  std::optional<Parameter> bias;     // biased-score routing
+  std::optional<Parameter> tid2eid;  // hash routing
+  std::vector<ExpertWeights> experts;
+  ExpertWeights shared;
+};
+
+struct LayerWeights {
+  Parameter attn_norm, ffn_norm;
+  HyperConnectionWeights hc_attn, hc_ffn;
+  AttentionWeights attn;
+  MoeWeights ffn;
+};
+
+struct MtpWeights {
+  Parameter e_proj, h_proj, enorm, hnorm, norm;
+  HyperConnectionWeights hc_head;
+  LayerWeights block;  // ratio 0, biased-score routing
+};
+
+struct Weights {
+  ModelConfig config;
+  Parameter embed, head, norm;
+  HyperConnectionWeights hc_head;
+  std::vector<LayerWeights> layers;
+  std::vector<MtpWeights> mtp;
+};
+
+/// Every parameter with its name and shape, memory not yet allocated (Parameter::alloc).
+/// @param with_mtp false leaves `mtp` empty whatever the config says.
+Weights make_weights(const ModelConfig& config, bool with_mtp = true);
+
+/// Calls visit for every parameter, in a fixed order (embed, layers, norm, head, mtp).
+void for_each_parameter(Weights& weights, const std::function<void(Parameter&)>& visit);
+void for_each_parameter(const Weights& weights, const std::function<void(const Parameter&)>& visit);
+
+/// Parameters sorted bytewise by name: the order of norms, checkpoints and optimizer state.
+std::vector<Parameter*> parameters_by_name(Weights& weights);
+
+}  // namespace fathom
