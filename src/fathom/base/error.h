@@ -59,16 +59,16 @@ auto with_context(const std::string& context, Body&& body) {
 }  // namespace fathom
 
 /// Bad input from outside: throws UserError with the parts as its message.
-#define FATHOM_CHECK(condition, ...)                                  \
-  do {                                                                \
-    if (!(condition)) [[unlikely]]                                    \
-      throw ::fathom::UserError(::fathom::str_cat(__VA_ARGS__));      \
+#define FATHOM_CHECK(condition, ...)                             \
+  do {                                                           \
+    if (!(condition)) [[unlikely]]                               \
+      throw ::fathom::UserError(::fathom::str_cat(__VA_ARGS__)); \
   } while (false)
 
 /// Our own invariant: throws InternalError with file, line, condition and the parts.
-#define FATHOM_ASSERT(condition, ...)                                                  \
-  do {                                                                                 \
-    if (!(condition)) [[unlikely]]                                                     \
-      ::fathom::throw_internal_error(__FILE__, __LINE__, #condition,                   \
+#define FATHOM_ASSERT(condition, ...)                                                   \
+  do {                                                                                  \
+    if (!(condition)) [[unlikely]]                                                      \
+      ::fathom::throw_internal_error(__FILE__, __LINE__, #condition,                    \
                                      ::fathom::str_cat("" __VA_OPT__(, ) __VA_ARGS__)); \
   } while (false)

@@ -19,6 +19,6 @@ struct ExecContext {
 }  // namespace fathom
 
 /// Calls avx512::fn(...) or avx2::fn(...): the two builds of a kernel's _cpu.cc.
-#define FATHOM_CPU_DISPATCH(ctx, fn, ...)                                              \
-  ((ctx).isa == ::fathom::CpuIsa::kAvx512 ? ::fathom::avx512::fn(__VA_ARGS__)          \
+#define FATHOM_CPU_DISPATCH(ctx, fn, ...)                                     \
+  ((ctx).isa == ::fathom::CpuIsa::kAvx512 ? ::fathom::avx512::fn(__VA_ARGS__) \
                                           : ::fathom::avx2::fn(__VA_ARGS__))

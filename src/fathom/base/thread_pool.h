@@ -25,7 +25,8 @@ class ThreadPool {
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     using Fn = std::remove_reference_t<Body>;
-    run(count, grain,
+    run(
+        count, grain,
         [](void* fn, int64_t begin, int64_t end) { (*static_cast<Fn*>(fn))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }

@@ -11,7 +11,7 @@ class SequenceState;
 /// Routed experts and indexer picks of one sample, addressed by (token position, layer).
 /// Rows are -1 until written.
 struct ReplayRecord {
-  int64_t num_layers = 0, num_slots = 0;             // layers, experts per token
+  int64_t num_layers = 0, num_slots = 0;  // layers, experts per token
   int64_t num_indexer_layers = 0, index_topk = 0;
   std::vector<int32_t> routes;  // [positions, num_layers, num_slots]
   std::vector<int32_t> picks;   // [positions, num_indexer_layers, index_topk], -1 = hole
@@ -24,9 +24,9 @@ struct ReplayRecord {
 
 /// A run of consecutive tokens of one sequence.
 struct Segment {
-  int64_t start_pos = 0;             // position of its first token; > 0 needs a state
+  int64_t start_pos = 0;  // position of its first token; > 0 needs a state
   int64_t num_tokens = 0;
-  SequenceState* state = nullptr;    // null: nothing cached, nothing kept
+  SequenceState* state = nullptr;           // null: nothing cached, nothing kept
   const ReplayRecord* replay_in = nullptr;  // use these routes instead of choosing
   ReplayRecord* replay_out = nullptr;       // record the choices made
 };

@@ -50,14 +50,15 @@ inline int64_t compressor_coff(int64_t ratio) { return ratio == 4 ? 2 : 1; }
 
 /// Reads config.json of the hub dialect, the original inference dialect or the transformers dialect
 /// (spec: sections 1.1, 1.3, 1.4). `deepseek_ref` is accepted as model_type.
-/// Errors: UserError that lists every missing, wrong or contradictory field, with `origin` in front.
+/// Errors: UserError that lists every missing, wrong or contradictory field, with `origin` in
+/// front.
 ModelConfig parse_model_config(const Json& json, const std::string& origin);
 
 /// Reads `directory`/config.json, and the end tokens of generation_config.json when there is one.
 ModelConfig load_model_config(const std::string& directory);
 
-/// The hub dialect, plus `layer_types`/`compress_rates`/`mlp_layer_types` so that transformers reads it.
-/// No quantization_config.
+/// The hub dialect, plus `layer_types`/`compress_rates`/`mlp_layer_types` so that transformers
+/// reads it. No quantization_config.
 Json model_config_to_json(const ModelConfig& config, const std::string& torch_dtype);
 
 }  // namespace fathom

@@ -1,8 +1,9 @@
 // The model's forward, the same for training, prefill, decode and scoring, and its backward.
 //
 // Shapes: T packed tokens, M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32.
-// A token's result depends only on its own sequence up to it, never on how tokens were batched or cut
-// into segments: bits are equal for any such choice, any number of threads and either instruction set.
+// A token's result depends only on its own sequence up to it, never on how tokens were batched or
+// cut into segments: bits are equal for any such choice, any number of threads and either
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,8 @@ void check_batch(const ModelConfig& config, const Batch& batch);
 /// Token embeddings, repeated over the streams: [T, M, D].
 Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch);
 
-/// All layers. Appends to the segments' states and advances them. With a tape (training) the segments
-/// must have no state. @return streams [T, M, D].
+/// All layers. Appends to the segments' states and advances them. With a tape (training) the
+/// segments must have no state. @return streams [T, M, D].
 Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
                       const Tensor& streams, Tape* tape = nullptr);
 
@@ -45,18 +46,20 @@ Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden);
 Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
                  const std::vector<int32_t>& targets, float temperature, float* entropy = nullptr);
 
-/// One MTP module (0): draft streams [T, M, D] from the main model's final streams and each row's next
-/// token. Row t predicts the token after next_ids[t]. States keep the module's own window.
+/// One MTP module (0): draft streams [T, M, D] from the main model's final streams and each row's
+/// next token. Row t predicts the token after next_ids[t]. States keep the module's own window.
 Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
            const std::vector<int32_t>& next_ids, Tape* tape = nullptr);
 /// The module's own hc_head and norm: hidden [R, D], for the shared head.
 Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
                     const std::vector<int64_t>& rows);
 
-// Backward. Weight gradients are added to the parameters' grad buffers (where allocated), each element
-// one chain in packed token order, so that cutting a step into micro-batches changes no bits.
+// Backward. Weight gradients are added to the parameters' grad buffers (where allocated), each
+// element one chain in packed token order, so that cutting a step into micro-batches changes no
+// bits.
 
-/// @param dlog_probs [R]; dentropy [R] or null; lse and entropy are recomputed. @return dhidden [R, D].
+/// @param dlog_probs [R]; dentropy [R] or null; lse and entropy are recomputed. @return dhidden [R,
+/// D].
 Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
                           const std::vector<int32_t>& targets, float temperature,
                           const float* dlog_probs, const float* dentropy);

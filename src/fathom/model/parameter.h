@@ -20,12 +20,13 @@ struct Parameter {
   std::string name;            // official tensor name, "layers.0.attn.wq_a.weight"
   std::vector<int64_t> shape;  // as in files
   ParameterKind kind = ParameterKind::kPlain;
-  PanelLayout panels;    // kMatrix
-  DType export_dtype = DType::kBF16;  // BF16, or F32 for the keep list (sinks, ape, hc_*, gate.bias)
+  PanelLayout panels;  // kMatrix
+  DType export_dtype =
+      DType::kBF16;          // BF16, or F32 for the keep list (sinks, ape, hc_*, gate.bias)
   bool has_gradient = true;  // false: indexer.*, gate.bias, tid2eid
-  Tensor master;   // fp32, [panels.size()] or `shape`; int32 for kTable
-  Tensor compute;  // what kernels read; in fp32 mode the same memory as master
-  Tensor grad;     // fp32 like master; undefined until alloc_grad()
+  Tensor master;             // fp32, [panels.size()] or `shape`; int32 for kTable
+  Tensor compute;            // what kernels read; in fp32 mode the same memory as master
+  Tensor grad;               // fp32 like master; undefined until alloc_grad()
 
   int64_t numel() const;  // of `shape`, without panel padding
   /// Allocates master (zeros) and makes compute from it.

@@ -1,6 +1,7 @@
 // What V4 remembers of one sequence between calls: a block of fixed size (window rings, compressor
 // accumulators), which a copy duplicates, and append-only histories (compressed entries, indexer
-// keys) in pages behind a block table, which a copy shares. A copy is a fork and a snapshot at once.
+// keys) in pages behind a block table, which a copy shares. A copy is a fork and a snapshot at
+// once.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@
 
 namespace fathom {
 
-/// Rows of `width` floats, appended only, in pages that copies share. The last, partly filled page is
-/// copied by the first append after a fork.
+/// Rows of `width` floats, appended only, in pages that copies share. The last, partly filled page
+/// is copied by the first append after a fork.
 class EntryHistory {
  public:
   EntryHistory(int64_t width, int64_t entries_per_page);

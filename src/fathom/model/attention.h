@@ -1,0 +1,53 @@
+// One attention sublayer: low-rank Q, shared latent KV, window and compressed keys, grouped output.
+#pragma once
+
+#include <vector>
+
+#include "fathom/base/exec_context.h"
+#include "fathom/kernels/sparse_attention/sparse_attention.h"  // KeyPages
+#include "fathom/model/batch.h"
+#include "fathom/model/batch_plan.h"
+#include "fathom/model/weights.h"
+#include "fathom/numerics/tensor.h"
+
+namespace fathom {
+
+// T tokens, D hidden, H heads, hd head dim, Rq query rank, G groups, Ro output rank, N new entries.
+struct CompressorActivations {
+  Tensor values, gates;  // [T, coff * width] projections, ape not added
+  Tensor pooled;         // [N, width] before the norm
+  Tensor entries;        // [N, width] normed and rotated
+};
+
+struct AttentionActivations {
+  Tensor q_low;      // [T, Rq] wq_a x
+  Tensor q_normed;   // [T, Rq] also the indexer's input
+  Tensor q_raw;      // [T, H, hd] wq_b, before the per-head norm
+  Tensor q;          // [T, H, hd] normed and rotated
+  Tensor kv_raw;     // [T, hd] wkv x
+  Tensor window_kv;  // [window rows, hd] cached rows and new rows, normed and rotated
+  Tensor o;          // [T, H, hd] attention output, not rotated back
+  Tensor lse;        // [T, H]
+  Tensor o_rotated;  // [T, H, hd]
+  Tensor z;          // [T, G * Ro]
+  CompressorActivations compressor;
+  std::vector<int32_t> picks;              // [T, index_topk] of ratio-4 layers
+  std::vector<int32_t> num_picks;          // [T]
+  std::vector<const float*> single_pages;  // where stateless segments keep their entries
+  std::vector<KeyPages> pages;             // [S]
+};
+
+/// @param layer index of the layer's state (L + i for MTP module i)
+/// @param indexer_layer its number among ratio-4 layers, for replay records
+/// @param x [T, D] normed input. @return [T, D].
+Tensor attention_forward(const ExecContext& ctx, const ModelConfig& config,
+                         const AttentionWeights& w, const Batch& batch, const BatchPlan& plan,
+                         int64_t layer, int64_t indexer_layer, const Tensor& x,
+                         AttentionActivations* acts);
+
+/// Stateless batches only. Weight gradients are added to. @return dx [T, D].
+Tensor attention_backward(const ExecContext& ctx, const ModelConfig& config, AttentionWeights& w,
+                          const BatchPlan& plan, const Tensor& x, const AttentionActivations& acts,
+                          const Tensor& dout);
+
+}  // namespace fathom

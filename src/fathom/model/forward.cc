@@ -1,0 +1,292 @@
+#include "fathom/model/forward.h"
+
+#include <cstring>
+
+#include "fathom/base/error.h"
+#include "fathom/kernels/embedding/embedding.h"
+#include "fathom/kernels/log_prob/log_prob.h"
+#include "fathom/model/batch_plan.h"
+#include "fathom/model/hyper_connection_weights.h"
+#include "fathom/model/layer.h"
+#include "fathom/model/projection.h"
+#include "fathom/model/sequence_state.h"
+
+namespace fathom {
+namespace {
+
+/// Names layer l for states and replay; ratio-4 layers are numbered among themselves.
+std::vector<LayerId> layer_ids(const ModelConfig& config) {
+  std::vector<LayerId> ids;
+  int64_t indexer_layer = 0;
+  for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
+    ids.push_back({l, l, config.ratio(l) == 4 ? indexer_layer++ : -1});
+  }
+  return ids;
+}
+
+Tensor gather_rows(const Tensor& streams, const std::vector<int64_t>& rows) {
+  const int64_t width = streams.dim(1) * streams.dim(2);
+  Tensor picked =
+      Tensor::empty({static_cast<int64_t>(rows.size()), streams.dim(1), streams.dim(2)});
+  for (size_t r = 0; r < rows.size(); ++r) {
+    std::memcpy(picked.f32() + static_cast<int64_t>(r) * width, streams.f32() + rows[r] * width,
+                static_cast<size_t>(width) * sizeof(float));
+  }
+  return picked;
+}
+
+Tensor collapse_with(const ExecContext& ctx, const ModelConfig& c, const HyperConnectionWeights& hc,
+                     const Parameter& norm, const Tensor& streams,
+                     const std::vector<int64_t>& rows) {
+  const Tensor picked = gather_rows(streams, rows);
+  Tensor h = Tensor::empty({picked.dim(0), c.hidden_size});
+  hc_head_fwd(ctx, hc_shape(c, picked.dim(0)), hc_weights(hc), picked.f32(), h.f32());
+  return normed(ctx, h, &norm, c.rms_norm_eps);
+}
+
+Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
+                              HyperConnectionWeights& hc, Parameter& norm, const Tensor& streams,
+                              const std::vector<int64_t>& rows, const Tensor& dhidden) {
+  const Tensor picked = gather_rows(streams, rows);
+  const HcShape shape = hc_shape(c, picked.dim(0));
+  Tensor h = Tensor::empty({picked.dim(0), c.hidden_size});
+  hc_head_fwd(ctx, shape, hc_weights(hc), picked.f32(), h.f32());
+  const Tensor dh = normed_backward(ctx, h, &norm, c.rms_norm_eps, dhidden);
+  Tensor dpicked = Tensor::empty(picked.shape());
+  const HcGradBuffers grads(hc);
+  hc_head_bwd(ctx, shape, hc_weights(hc), picked.f32(), dh.f32(), dpicked.f32(), grads.pointers());
+  Tensor dstreams = Tensor::zeros(streams.shape());
+  const int64_t width = c.hc_mult * c.hidden_size;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    float* out = dstreams.f32() + rows[r] * width;
+    const float* in = dpicked.f32() + static_cast<int64_t>(r) * width;
+    for (int64_t i = 0; i < width; ++i) out[i] += in[i];
+  }
+  return dstreams;
+}
+
+/// One MTP block's input: e_proj·norm(embed[next]) + h_proj·norm(stream), per stream.
+struct MtpInputs {
+  Tensor next_embedding;  // [T, D]
+  Tensor e_normed;        // [T, D]
+  Tensor h_normed;        // [T, M, D]
+  Tensor streams;         // [T, M, D]
+};
+
+MtpInputs mtp_inputs(const ExecContext& ctx, const Weights& w, const Tensor& streams,
+                     const std::vector<int32_t>& next_ids) {
+  const ModelConfig& c = w.config;
+  const MtpWeights& m = w.mtp.front();
+  const int64_t T = static_cast<int64_t>(next_ids.size()), D = c.hidden_size, M = c.hc_mult;
+  MtpInputs in;
+  in.next_embedding = Tensor::empty({T, D});
+  embedding_fwd(ctx, w.embed.data(), next_ids.data(), T, D, 1, in.next_embedding.f32());
+  in.e_normed = normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps);
+  in.h_normed = normed(ctx, streams, &m.hnorm, c.rms_norm_eps);
+  const Tensor e = project(ctx, m.e_proj, in.e_normed);
+  in.streams = project(ctx, m.h_proj, in.h_normed).reshape({T, M, D});
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t j = 0; j < M; ++j) {
+      float* out = in.streams.f32() + (t * M + j) * D;
+      for (int64_t d = 0; d < D; ++d) out[d] += e.f32()[t * D + d];
+    }
+  }
+  return in;
+}
+
+LayerId mtp_layer_id(const ModelConfig& c) { return {c.num_hidden_layers, -1, -1}; }
+
+/// The MTP block sees the next tokens, at the positions of the rows.
+Batch mtp_batch(const Batch& batch, const std::vector<int32_t>& next_ids) {
+  Batch shifted = batch;
+  shifted.token_ids = next_ids;
+  return shifted;
+}
+
+}  // namespace
+
+void check_batch(const ModelConfig& config, const Batch& batch) {
+  int64_t total = 0;
+  for (size_t s = 0; s < batch.segments.size(); ++s) {
+    const Segment& segment = batch.segments[s];
+    FATHOM_CHECK(segment.num_tokens >= 1 && segment.start_pos >= 0, "batch segment ", s, ": has ",
+                 segment.num_tokens, " tokens from position ", segment.start_pos,
+                 ", needs at least one token and a position >= 0");
+    FATHOM_CHECK(segment.start_pos == 0 || segment.state != nullptr, "batch segment ", s,
+                 ": starts at position ", segment.start_pos,
+                 " without the state of what came before");
+    FATHOM_CHECK(segment.state == nullptr || segment.state->num_tokens() == segment.start_pos,
+                 "batch segment ", s, ": starts at position ", segment.start_pos,
+                 " but its state ends at ",
+                 segment.state == nullptr ? 0 : segment.state->num_tokens());
+    FATHOM_CHECK(segment.start_pos + segment.num_tokens <= config.max_position_embeddings,
+                 "batch segment ", s, ": ends at position ", segment.start_pos + segment.num_tokens,
+                 ", the model's max_position_embeddings is ", config.max_position_embeddings,
+                 "\n  fix: shorten the sequence");
+    total += segment.num_tokens;
+  }
+  FATHOM_CHECK(total == batch.num_tokens(), "batch: segments name ", total,
+               " tokens, token_ids has ", batch.num_tokens());
+  for (int32_t id : batch.token_ids) {
+    FATHOM_CHECK(id >= 0 && id < config.vocab_size, "batch: token id ", id,
+                 " is outside the vocabulary of ", config.vocab_size);
+  }
+}
+
+Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch) {
+  const ModelConfig& c = w.config;
+  check_batch(c, batch);
+  Tensor streams = Tensor::empty({batch.num_tokens(), c.hc_mult, c.hidden_size});
+  embedding_fwd(ctx, w.embed.data(), batch.token_ids.data(), batch.num_tokens(), c.hidden_size,
+                c.hc_mult, streams.f32());
+  return streams;
+}
+
+Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
+                      const Tensor& streams, Tape* tape) {
+  const ModelConfig& c = w.config;
+  const BatchPlan plan = make_batch_plan(ctx, c, batch, /*for_mtp=*/false);
+  const std::vector<LayerId> ids = layer_ids(c);
+  Tensor x = streams;
+  for (size_t l = 0; l < w.layers.size(); ++l) {
+    if (tape != nullptr) tape->layer_inputs.push_back(x);
+    x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[l], x);
+  }
+  for (const Segment& segment : batch.segments) {
+    FATHOM_ASSERT(tape == nullptr || segment.state == nullptr, "a tape needs stateless segments");
+    if (segment.state != nullptr) segment.state->advance(segment.num_tokens);
+  }
+  return x;
+}
+
+Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
+                const std::vector<int64_t>& rows) {
+  return collapse_with(ctx, w.config, w.hc_head, w.norm, streams, rows);
+}
+
+Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden) {
+  return project(ctx, w.head, hidden);
+}
+
+Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
+                 const std::vector<int32_t>& targets, float temperature, float* entropy) {
+  const int64_t R = hidden.dim(0);
+  FATHOM_ASSERT(R == static_cast<int64_t>(targets.size()), R, " rows, ", targets.size(),
+                " targets");
+  Tensor out = Tensor::empty({R});
+  log_prob_fwd(ctx, {.hidden = hidden.f32(),
+                     .w_panels = w.head.data(),
+                     .targets = targets.data(),
+                     .R = R,
+                     .D = w.config.hidden_size,
+                     .V = w.config.vocab_size,
+                     .temperature = temperature,
+                     .log_probs = out.f32(),
+                     .lse = nullptr,
+                     .entropy = entropy});
+  return out;
+}
+
+Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
+                          const std::vector<int32_t>& targets, float temperature,
+                          const float* dlog_probs, const float* dentropy) {
+  const int64_t R = hidden.dim(0);
+  Tensor log_prob = Tensor::empty({R}), lse = Tensor::empty({R}), entropy = Tensor::empty({R});
+  const LogProbFwd fwd = {.hidden = hidden.f32(),
+                          .w_panels = w.head.data(),
+                          .targets = targets.data(),
+                          .R = R,
+                          .D = w.config.hidden_size,
+                          .V = w.config.vocab_size,
+                          .temperature = temperature,
+                          .log_probs = log_prob.f32(),
+                          .lse = lse.f32(),
+                          .entropy = dentropy == nullptr ? nullptr : entropy.f32()};
+  log_prob_fwd(ctx, fwd);
+  Tensor dhidden = Tensor::empty(hidden.shape());
+  log_prob_bwd(ctx, {.fwd = fwd,
+                     .dlog_probs = dlog_probs,
+                     .dentropy = dentropy,
+                     .dhidden = dhidden.f32(),
+                     .dw_panels = w.head.grad_or_null()});
+  return dhidden;
+}
+
+Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& streams,
+                         const std::vector<int64_t>& rows, const Tensor& dhidden) {
+  return collapse_backward_with(ctx, w.config, w.hc_head, w.norm, streams, rows, dhidden);
+}
+
+Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, const Tape& tape,
+                       Tensor dstreams) {
+  const ModelConfig& c = w.config;
+  FATHOM_ASSERT(tape.layer_inputs.size() == w.layers.size(), "tape of ", tape.layer_inputs.size(),
+                " layers for a model of ", w.layers.size());
+  Batch replayed = batch;  // recomputation reads the same replay and writes nothing
+  for (Segment& segment : replayed.segments) segment.replay_out = nullptr;
+  const BatchPlan plan = make_batch_plan(ctx, c, replayed, /*for_mtp=*/false);
+  const std::vector<LayerId> ids = layer_ids(c);
+  for (size_t l = w.layers.size(); l-- > 0;) {
+    dstreams =
+        layer_backward(ctx, c, w.layers[l], replayed, plan, ids[l], tape.layer_inputs[l], dstreams);
+  }
+  return dstreams;
+}
+
+void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                    const Tensor& dstreams) {
+  if (!w.embed.grad.defined()) return;
+  embedding_bwd(ctx, dstreams.f32(), batch.token_ids.data(), batch.num_tokens(),
+                w.config.hidden_size, w.config.hc_mult, w.embed.grad.f32());
+}
+
+Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+           const std::vector<int32_t>& next_ids, Tape* tape) {
+  FATHOM_ASSERT(!w.mtp.empty(), "the model has no MTP block");
+  const ModelConfig& c = w.config;
+  const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
+  const Batch shifted = mtp_batch(batch, next_ids);
+  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  if (tape != nullptr) tape->layer_inputs.push_back(in.streams);
+  return layer_forward(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
+}
+
+Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
+                    const std::vector<int64_t>& rows) {
+  const MtpWeights& m = w.mtp.front();
+  return collapse_with(ctx, w.config, m.hc_head, m.norm, draft_streams, rows);
+}
+
+void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& draft_streams,
+                           const std::vector<int64_t>& rows, const Tensor& dhidden,
+                           Tensor* ddraft_streams) {
+  MtpWeights& m = w.mtp.front();
+  *ddraft_streams =
+      collapse_backward_with(ctx, w.config, m.hc_head, m.norm, draft_streams, rows, dhidden);
+}
+
+void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const Tensor& streams,
+                  const std::vector<int32_t>& next_ids, const Tape& tape, Tensor ddraft_streams) {
+  const ModelConfig& c = w.config;
+  MtpWeights& m = w.mtp.front();
+  const int64_t T = batch.num_tokens(), D = c.hidden_size, M = c.hc_mult;
+  const Batch shifted = mtp_batch(batch, next_ids);
+  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const Tensor dstreams = layer_backward(ctx, c, m.block, shifted, plan, mtp_layer_id(c),
+                                         tape.layer_inputs.front(), ddraft_streams);
+  const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
+  Tensor de = Tensor::zeros({T, D});
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t j = 0; j < M; ++j) {
+      const float* d = dstreams.f32() + (t * M + j) * D;
+      for (int64_t i = 0; i < D; ++i) de.f32()[t * D + i] += d[i];
+    }
+  }
+  Tensor de_normed = Tensor::empty({T, D}), dh_normed = Tensor::empty({T, M, D});
+  project_backward(ctx, m.e_proj, in.e_normed, de, &de_normed, /*accumulate=*/false);
+  project_backward(ctx, m.h_proj, in.h_normed, dstreams, &dh_normed, /*accumulate=*/false);
+  normed_backward(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps, de_normed);
+  normed_backward(ctx, streams, &m.hnorm, c.rms_norm_eps, dh_normed);
+}
+
+}  // namespace fathom

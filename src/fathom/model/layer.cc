@@ -1,0 +1,99 @@
+#include "fathom/model/layer.h"
+
+#include <functional>
+
+#include "fathom/kernels/hyper_connection/hyper_connection.h"
+#include "fathom/model/attention.h"
+#include "fathom/model/hyper_connection_weights.h"
+#include "fathom/model/moe.h"
+#include "fathom/model/projection.h"
+
+namespace fathom {
+namespace {
+
+/// What hc_pre makes of the streams, kept until hc_post.
+struct Mixed {
+  Tensor y;           // [T, D]
+  Tensor post, comb;  // [T, M], [T, M, M]
+};
+
+Mixed mix(const ExecContext& ctx, const HcShape& shape, const HyperConnectionWeights& w,
+          const Tensor& streams) {
+  Mixed m{Tensor::empty({shape.T, shape.D}), Tensor::empty({shape.T, shape.M}),
+          Tensor::empty({shape.T, shape.M, shape.M})};
+  hc_pre_fwd(ctx, shape, hc_weights(w), streams.f32(), m.y.f32(), m.post.f32(), m.comb.f32());
+  return m;
+}
+
+Tensor unmix(const ExecContext& ctx, const HcShape& shape, const Tensor& streams, const Tensor& f,
+             const Mixed& m) {
+  Tensor out = Tensor::empty(streams.shape());
+  hc_post_fwd(ctx, shape, streams.f32(), f.f32(), m.post.f32(), m.comb.f32(), out.f32());
+  return out;
+}
+
+/// Backward of x -> unmix(x, f(normed(mix(x)))). @param sublayer_backward df [T, D] -> d(normed)
+/// [T, D].
+Tensor sublayer_gradient(const ExecContext& ctx, const HcShape& shape, double eps,
+                         HyperConnectionWeights& w, Parameter& norm, const Tensor& streams,
+                         const Mixed& m, const Tensor& f, const Tensor& dout,
+                         const std::function<Tensor(const Tensor&)>& sublayer_backward) {
+  Tensor df = Tensor::empty({shape.T, shape.D}), dpost = Tensor::empty(m.post.shape());
+  Tensor dcomb = Tensor::empty(m.comb.shape()), dx = Tensor::empty(streams.shape());
+  hc_post_bwd(ctx, shape, streams.f32(), f.f32(), m.post.f32(), m.comb.f32(), dout.f32(), df.f32(),
+              dpost.f32(), dcomb.f32(), dx.f32());
+  const Tensor dnormed = sublayer_backward(df);
+  const Tensor dy = normed_backward(ctx, m.y, &norm, eps, dnormed);
+  const HcGradBuffers grads(w);
+  hc_pre_bwd(ctx, shape, hc_weights(w), streams.f32(), dy.f32(), dpost.f32(), dcomb.f32(), dx.f32(),
+             grads.pointers());
+  return dx;
+}
+
+}  // namespace
+
+Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
+                     const Batch& batch, const BatchPlan& plan, const LayerId& id,
+                     const Tensor& streams) {
+  const HcShape shape = hc_shape(c, plan.T);
+  AttentionActivations attention;
+  const Mixed for_attention = mix(ctx, shape, w.hc_attn, streams);
+  const Tensor a =
+      attention_forward(ctx, c, w.attn, batch, plan, id.state_layer, id.indexer_layer,
+                        normed(ctx, for_attention.y, &w.attn_norm, c.rms_norm_eps), &attention);
+  const Tensor middle = unmix(ctx, shape, streams, a, for_attention);
+
+  MoeActivations moe;
+  const Mixed for_moe = mix(ctx, shape, w.hc_ffn, middle);
+  const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id.route_layer,
+                               normed(ctx, for_moe.y, &w.ffn_norm, c.rms_norm_eps), &moe);
+  return unmix(ctx, shape, middle, f, for_moe);
+}
+
+Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights& w,
+                      const Batch& batch, const BatchPlan& plan, const LayerId& id,
+                      const Tensor& streams, const Tensor& dstreams) {
+  const HcShape shape = hc_shape(c, plan.T);
+  const double eps = c.rms_norm_eps;
+  AttentionActivations attention;
+  const Mixed for_attention = mix(ctx, shape, w.hc_attn, streams);
+  const Tensor attention_x = normed(ctx, for_attention.y, &w.attn_norm, eps);
+  const Tensor a = attention_forward(ctx, c, w.attn, batch, plan, id.state_layer, id.indexer_layer,
+                                     attention_x, &attention);
+  const Tensor middle = unmix(ctx, shape, streams, a, for_attention);
+  MoeActivations moe;
+  const Mixed for_moe = mix(ctx, shape, w.hc_ffn, middle);
+  const Tensor moe_x = normed(ctx, for_moe.y, &w.ffn_norm, eps);
+  const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id.route_layer, moe_x, &moe);
+
+  const Tensor dmiddle = sublayer_gradient(
+      ctx, shape, eps, w.hc_ffn, w.ffn_norm, middle, for_moe, f, dstreams,
+      [&](const Tensor& df) { return moe_backward(ctx, c, w.ffn, moe_x, moe, df); });
+  return sublayer_gradient(ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a,
+                           dmiddle, [&](const Tensor& df) {
+                             return attention_backward(ctx, c, w.attn, plan, attention_x, attention,
+                                                       df);
+                           });
+}
+
+}  // namespace fathom
