@@ -1,0 +1,123 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "fathom/base/error.h"
+#include "fathom/base/file.h"
+#include "fathom/data/prompt.h"
+#include "fathom/data/prompt_cursor.h"
+#include "fathom/data/sample.h"
+
+namespace fathom {
+namespace {
+
+std::string write_temp(const std::string& name, const std::string& text) {
+  const std::string path = ::testing::TempDir() + "fathom_data_" + name;
+  std::ofstream(path) << text;
+  return path;
+}
+
+std::string render(const Json& messages, const Json&) {
+  return "<" + messages.back()["content"].get<std::string>() + ">";
+}
+std::vector<int32_t> tokenize(const std::string& text) {
+  return std::vector<int32_t>(text.begin(), text.end());
+}
+
+std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const UserError& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(PromptTest, StringsAndMessagesAreRenderedLabelsKeptAndBlankLinesSkipped) {
+  const std::string path =
+      write_temp("ok.jsonl",
+                 "{\"q\": \"1+1=\", \"label\": 2}\n\n"
+                 "{\"q\": [{\"role\":\"user\",\"content\":\"hi\"}], \"label\": \"x\"}\n");
+  PromptFileOptions o;
+  o.input_key = "q";
+  o.label_key = "label";
+  o.apply_chat_template = true;
+  const PromptFile file = read_prompts(path, o, render, tokenize);
+  ASSERT_EQ(file.prompts.size(), 2u);
+  EXPECT_EQ(file.prompts[0].text, "<1+1=>");
+  EXPECT_EQ(file.prompts[0].label, "2");
+  EXPECT_EQ(file.prompts[1].text, "<hi>");
+  EXPECT_EQ(read_prompts(path + "@[1:]", o, render, tokenize).prompts[0].label, "x");
+}
+
+TEST(PromptTest, ABadLineIsAnErrorWithItsNumberAndCanBeSkipped) {
+  const std::string path =
+      write_temp("bad.jsonl", "{\"input\": \"a\"}\n{oops\n{\"input\": \"b\"}\n");
+  PromptFileOptions o;
+  EXPECT_NE(message_of([&] { read_prompts(path, o, render, tokenize); }).find("line 2"),
+            std::string::npos);
+  o.skip_bad_lines = true;
+  const PromptFile file = read_prompts(path, o, render, tokenize);
+  EXPECT_EQ(file.prompts.size(), 2u);
+  EXPECT_EQ(file.num_bad_lines, 1);
+}
+
+TEST(PromptTest, AMissingLabelNamesTheKey) {
+  const std::string path = write_temp("nolabel.jsonl", "{\"input\": \"a\"}\n");
+  PromptFileOptions o;
+  o.label_key = "answer";
+  const std::string message = message_of([&] { read_prompts(path, o, render, tokenize); });
+  EXPECT_NE(message.find("answer"), std::string::npos);
+  EXPECT_NE(message.find("line 1"), std::string::npos);
+}
+
+TEST(PromptTest, OverlongPromptsAreLeftOutAndCounted) {
+  const std::string path =
+      write_temp("long.jsonl", "{\"input\": \"abcdef\"}\n{\"input\": \"ab\"}\n");
+  PromptFileOptions o;
+  o.max_prompt_tokens = 3;
+  const PromptFile file = read_prompts(path, o, render, tokenize);
+  EXPECT_EQ(file.num_too_long, 1);
+  ASSERT_EQ(file.prompts.size(), 1u);
+}
+
+TEST(PromptCursorTest, EveryEpochVisitsEveryPromptOnceInAnotherOrder) {
+  PromptCursor cursor(50, true, 42);
+  const auto first = cursor.take(50), second = cursor.take(50);
+  EXPECT_EQ(std::set<int64_t>(first.begin(), first.end()).size(), 50u);
+  EXPECT_EQ(std::set<int64_t>(second.begin(), second.end()).size(), 50u);
+  EXPECT_NE(first, second);
+}
+
+TEST(PromptCursorTest, ARestoredCursorGoesOnWhereTheSavedOneWas) {
+  PromptCursor cursor(7, true, 1);
+  cursor.take(10);
+  PromptCursor resumed(7, true, 1);
+  resumed.restore(cursor.to_json(), "test");
+  EXPECT_EQ(cursor.take(9), resumed.take(9));
+  PromptCursor other(8, true, 1);
+  EXPECT_THROW(other.restore(cursor.to_json(), "test"), UserError);
+}
+
+TEST(SampleTest, ASampleGoesThroughJsonWithItsBits) {
+  Sample s;
+  s.index = 5;
+  s.tokens = {1, 2, 3};
+  s.response_length = 2;
+  s.rollout_log_probs = {std::bit_cast<float>(0xBF800001u), -0.0f};
+  s.metadata = Json{{"a", 1}};
+  s.status = SampleStatus::kTruncated;
+  const Sample back = sample_from_json(parse_json(sample_to_json(s).dump(), "x"), "x");
+  EXPECT_EQ(std::bit_cast<uint32_t>(back.rollout_log_probs[0]), 0xBF800001u);
+  EXPECT_EQ(std::bit_cast<uint32_t>(back.rollout_log_probs[1]), 0x80000000u);
+  EXPECT_EQ(back.tokens, s.tokens);
+  EXPECT_EQ(back.status, SampleStatus::kTruncated);
+  EXPECT_THROW(sample_from_json(Json{{"index", 1}}, "x"), UserError);
+}
+
+}  // namespace
+}  // namespace fathom

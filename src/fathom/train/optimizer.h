@@ -1,0 +1,59 @@
+// Adam over the trained parameters: global norm clipping, decoupled decay, exact state.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "fathom/base/exec_context.h"
+#include "fathom/base/json.h"
+#include "fathom/model/weights.h"
+
+namespace fathom {
+
+struct OptimizerOptions {
+  double beta1 = 0.9, beta2 = 0.98, eps = 1e-8;
+  double weight_decay = 0.1;  // on trained tensors of two or more dimensions
+  double clip_grad = 1.0;     // global L2 norm; 0: no clipping
+};
+
+/// Moments of one parameter, in its master's layout.
+struct AdamMoments {
+  Parameter* parameter;
+  Tensor exp_avg, exp_avg_sq;
+};
+
+class Optimizer {
+ public:
+  /// @param is_trained which parameters move (of those with a gradient); their grad buffers are
+  /// made. `weights` must outlive the optimizer.
+  Optimizer(Weights& weights, const OptimizerOptions& options,
+            const std::function<bool(const Parameter&)>& is_trained);
+
+  /// Applies one step with the gradients in the buffers, then clears them. mtp.* is clipped as a
+  /// group of its own, so that the main model's bits do not depend on it.
+  /// @return L2 norm of the main model's gradient before clipping.
+  /// Errors: UserError when a gradient is NaN or infinite; no weight is changed then.
+  double step(const ExecContext& ctx, double lr);
+
+  void zero_grad();
+  std::vector<AdamMoments>& moments() { return moments_; }
+  const OptimizerOptions& options() const { return options_; }
+
+  /// Running products β^t and the step count, for checkpoints (exact).
+  Json scalars() const;
+  void set_scalars(const Json& json, const std::string& origin);
+
+ private:
+  OptimizerOptions options_;
+  std::vector<AdamMoments> moments_;  // sorted by parameter name
+  int64_t num_steps_ = 0;
+  float beta1_power_ = 1.0f, beta2_power_ = 1.0f;  // β^t
+};
+
+/// Squared L2 norm of a gradient in fp64: blocks of 4,096 elements of the row-major tensor, each
+/// block a chain upwards, blocks added upwards.
+double squared_grad_norm(const ExecContext& ctx, const Parameter& parameter);
+
+}  // namespace fathom

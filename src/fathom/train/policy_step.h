@@ -1,0 +1,44 @@
+// Forward, loss and backward of one optimizer step's samples, over packed micro-batches.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "fathom/base/exec_context.h"
+#include "fathom/data/sample.h"
+#include "fathom/model/forward.h"
+#include "fathom/train/policy_loss.h"
+
+namespace fathom {
+
+struct TrainSample {
+  const Sample* sample;  // not owned
+  double advantage = 0.0;
+};
+
+struct PolicyStepOptions {
+  PolicyLossOptions loss;
+  double temperature = 1.0;                   // logits are divided by it, as in rollout
+  int64_t max_tokens_per_micro_batch = 8192;  // a longer sample is a micro-batch of its own
+  bool observe_entropy = false;               // compute the entropy although its coefficient is 0
+  bool replay_routes = false;                 // use the experts that rollout chose (R3)
+};
+
+/// Adds the gradient of the step's loss to the parameters' buffers. Micro-batches are cut in sample
+/// order; where they are cut changes no bits.
+/// @param samples in sample order, with their advantages
+/// @param num_step_samples N, the loss's normaliser: all samples of the step, also those not given
+///        here because their advantage is zero
+/// @return sums over the given samples (PolicyMetrics); old log-probs are the rollout's.
+/// Errors: UserError when a sample has no rollout log-probs or no response.
+PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
+                                      const std::vector<TrainSample>& samples,
+                                      double num_step_samples, const PolicyStepOptions& options);
+
+/// Forward only: log-probs of the response tokens of each sample at the temperature, as the trainer
+/// computes them. For the metric of a step without gradients and for checks.
+std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weights& weights,
+                                              const std::vector<const Sample*>& samples,
+                                              double temperature);
+
+}  // namespace fathom

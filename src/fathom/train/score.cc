@@ -1,0 +1,158 @@
+#include "fathom/train/score.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "fathom/base/error.h"
+#include "fathom/base/file.h"
+#include "fathom/base/json.h"
+#include "fathom/model/sequence_state.h"
+#include "fathom/train/packing.h"
+#include "fathom/train/supervised.h"
+
+namespace fathom {
+namespace {
+
+std::vector<int32_t> parse_token_line(const std::string& line, const std::string& origin,
+                                      const ModelConfig& config) {
+  const Json json = parse_json(line, origin);
+  FATHOM_CHECK(json.is_object() && json.contains("token_ids") && json["token_ids"].is_array(),
+               origin, ": needs {\"token_ids\": [...]}, got ", line.substr(0, 80));
+  std::vector<int32_t> ids;
+  for (const Json& id : json["token_ids"]) {
+    FATHOM_CHECK(id.is_number_integer(), origin, ": token_ids holds ", id.dump(),
+                 ", which is no integer");
+    const int64_t value =
+        id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX ? INT64_MAX : id.get<int64_t>();
+    FATHOM_CHECK(value >= 0 && value < config.vocab_size, origin, ": token id ", id.dump(),
+                 " is outside the vocabulary of ", config.vocab_size);
+    ids.push_back(static_cast<int32_t>(value));
+  }
+  FATHOM_CHECK(!ids.empty(), origin, ": token_ids is empty; needs at least one token");
+  FATHOM_CHECK(static_cast<int64_t>(ids.size()) <= config.max_position_embeddings, origin, ": ",
+               ids.size(), " tokens, the model's max_position_embeddings is ",
+               config.max_position_embeddings);
+  return ids;
+}
+
+int64_t state_page_size(const ModelConfig& config) {
+  int64_t page = 16;
+  for (int64_t ratio : config.compress_ratios) {
+    if (ratio > 0) page = std::lcm(page, ratio);
+  }
+  return page;
+}
+
+/// One sequence through the cached forward, chunk by chunk.
+void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<int32_t>& ids,
+                    size_t index, const ScoreOptions& options, NamedTensors* out) {
+  const int64_t n = static_cast<int64_t>(ids.size()), V = w.config.vocab_size;
+  Tensor log_prob = Tensor::empty({n - 1});
+  Tensor all_logits = options.with_logits ? Tensor::empty({n, V}) : Tensor();
+  Tensor mtp_logits = options.with_mtp ? Tensor::empty({n - 1, V}) : Tensor();
+  SequenceState state(w.config, state_page_size(w.config));
+  for (int64_t begin = 0; begin < n; begin += options.chunk_tokens) {
+    const int64_t end = std::min(n, begin + options.chunk_tokens);
+    Batch batch;
+    batch.token_ids.assign(ids.begin() + begin, ids.begin() + end);
+    Segment segment;
+    segment.start_pos = begin;
+    segment.num_tokens = end - begin;
+    segment.state = &state;
+    batch.segments.push_back(segment);
+    const Tensor streams = forward_layers(ctx, w, batch, embed(ctx, w, batch));
+
+    std::vector<int64_t> rows;
+    std::vector<int32_t> next;
+    for (int64_t t = begin; t < end; ++t) {
+      rows.push_back(t - begin);
+      if (t + 1 < n) next.push_back(ids[static_cast<size_t>(t + 1)]);
+    }
+    const Tensor hidden = collapse(ctx, w, streams, rows);
+    const int64_t num_predicted = static_cast<int64_t>(next.size());
+    if (num_predicted > 0) {
+      const Tensor piece = log_probs(ctx, w, hidden.rows(0, num_predicted), next, 1.0f);
+      std::memcpy(log_prob.f32() + begin, piece.f32(), static_cast<size_t>(piece.num_bytes()));
+    }
+    if (options.with_logits) {
+      const Tensor piece = logits(ctx, w, hidden);
+      std::memcpy(all_logits.f32() + begin * V, piece.f32(),
+                  static_cast<size_t>(piece.num_bytes()));
+    }
+    if (options.with_mtp && num_predicted > 0) {
+      // The last row of the sequence has no next token: a repeated id fills its place and the row
+      // is dropped; no earlier row can see it.
+      std::vector<int32_t> next_ids = next;
+      next_ids.resize(static_cast<size_t>(end - begin), next.back());
+      const Tensor draft = mtp(ctx, w, batch, streams, next_ids);
+      rows.resize(static_cast<size_t>(num_predicted));
+      const Tensor piece = logits(ctx, w, mtp_collapse(ctx, w, draft, rows));
+      std::memcpy(mtp_logits.f32() + begin * V, piece.f32(),
+                  static_cast<size_t>(piece.num_bytes()));
+    }
+  }
+  out->emplace_back(str_cat("logprobs.", index), log_prob);
+  if (options.with_logits) out->emplace_back(str_cat("logits.", index), all_logits);
+  if (options.with_mtp) out->emplace_back(str_cat("mtp_logits.", index), mtp_logits);
+}
+
+void score_gradients(const ExecContext& ctx, Weights& w,
+                     const std::vector<std::vector<int32_t>>& sequences, NamedTensors* out) {
+  std::vector<SupervisedExample> examples;
+  for (const auto& ids : sequences) {
+    if (ids.size() >= 2) examples.push_back({ids, 1});
+  }
+  for (Parameter* p : parameters_by_name(w)) {
+    if (p->name.starts_with("mtp.")) continue;
+    p->alloc_grad();
+    p->zero_grad();
+  }
+  const SupervisedMetrics metrics =
+      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0});
+  Tensor loss = Tensor::empty({1});
+  loss.f32()[0] = static_cast<float>(metrics.loss);
+  out->emplace_back("loss", loss);
+  for (Parameter* p : parameters_by_name(w)) {
+    if (!p->grad.defined()) continue;
+    Tensor grad = Tensor::empty(p->shape);
+    p->get_grad_row_major(grad.f32());
+    out->emplace_back("grad." + p->name, grad);
+  }
+}
+
+}  // namespace
+
+std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
+                                                   const ModelConfig& config) {
+  const std::string text = read_file(path);
+  std::vector<std::vector<int32_t>> sequences;
+  int64_t line_number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string line = text.substr(begin, end - begin);
+    begin = end + 1;
+    ++line_number;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    sequences.push_back(parse_token_line(line, str_cat(path, " line ", line_number), config));
+  }
+  FATHOM_CHECK(!sequences.empty(), path,
+               ": holds no lines; needs one {\"token_ids\": [...]} a line");
+  return sequences;
+}
+
+NamedTensors score(const ExecContext& ctx, Weights& weights,
+                   const std::vector<std::vector<int32_t>>& sequences,
+                   const ScoreOptions& options) {
+  FATHOM_CHECK(!options.with_mtp || !weights.mtp.empty(),
+               "score: --with-mtp needs a model with an MTP block, this one has none\n"
+               "  fix: leave --with-mtp out, or load a checkpoint with mtp.* tensors");
+  NamedTensors out;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    score_sequence(ctx, weights, sequences[i], i, options, &out);
+  }
+  if (options.with_gradients) score_gradients(ctx, weights, sequences, &out);
+  return out;
+}
+
+}  // namespace fathom

@@ -1,0 +1,91 @@
+#include "fathom/train/supervised.h"
+
+#include <algorithm>
+
+#include "fathom/base/error.h"
+#include "fathom/train/packing.h"
+
+namespace fathom {
+namespace {
+
+/// The MTP block's part of one micro-batch: row t has seen token t+1 and predicts token t+2.
+void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExample>& examples,
+             size_t begin, size_t end, const PackedBatch& packed, const Tensor& streams,
+             double scale_per_token, SupervisedMetrics* metrics) {
+  std::vector<int32_t> next_ids, targets;
+  std::vector<int64_t> rows;
+  for (size_t i = begin; i < end; ++i) {
+    const std::vector<int32_t>& tokens = examples[i].tokens;
+    for (size_t t = 0; t + 1 < tokens.size(); ++t) {
+      if (static_cast<int64_t>(t) + 2 >= examples[i].target_begin && t + 2 < tokens.size()) {
+        rows.push_back(static_cast<int64_t>(next_ids.size()));
+        targets.push_back(tokens[t + 2]);
+      }
+      next_ids.push_back(tokens[t + 1]);
+    }
+  }
+  if (rows.empty()) return;
+  Tape tape;
+  const Tensor draft = mtp(ctx, w, packed.batch, streams, next_ids, &tape);
+  const Tensor hidden = mtp_collapse(ctx, w, draft, rows);
+  const Tensor log_prob = log_probs(ctx, w, hidden, targets, 1.0f);
+  for (size_t r = 0; r < rows.size(); ++r) metrics->mtp_loss -= log_prob.f32()[r];
+  const std::vector<float> dlog_probs(rows.size(), static_cast<float>(-scale_per_token));
+  // The head is shared and detached here: its gradient buffer is set aside for this call.
+  const Tensor head_grad = w.head.grad;
+  w.head.grad = Tensor();
+  const Tensor dhidden =
+      log_probs_backward(ctx, w, hidden, targets, 1.0f, dlog_probs.data(), nullptr);
+  w.head.grad = head_grad;
+  Tensor ddraft;
+  mtp_collapse_backward(ctx, w, draft, rows, dhidden, &ddraft);
+  mtp_backward(ctx, w, packed.batch, streams, next_ids, tape, ddraft);
+}
+
+}  // namespace
+
+SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w,
+                                              const std::vector<SupervisedExample>& examples,
+                                              const SupervisedOptions& options) {
+  SupervisedMetrics metrics;
+  std::vector<int64_t> lengths;
+  int64_t num_mtp_tokens = 0;
+  for (const SupervisedExample& e : examples) {
+    const int64_t n = static_cast<int64_t>(e.tokens.size());
+    lengths.push_back(n);
+    metrics.num_tokens += n - e.target_begin;
+    num_mtp_tokens += std::max<int64_t>(0, n - std::max<int64_t>(2, e.target_begin));
+  }
+  const bool with_mtp =
+      !w.mtp.empty() && options.mtp_loss_scaling_factor > 0.0 && num_mtp_tokens > 0;
+  const std::vector<int64_t> borders =
+      cut_micro_batches(lengths, options.max_tokens_per_micro_batch);
+  for (size_t b = 0; b + 1 < borders.size(); ++b) {
+    const size_t begin = static_cast<size_t>(borders[b]), end = static_cast<size_t>(borders[b + 1]);
+    std::vector<PackedSequence> sequences;
+    for (size_t i = begin; i < end; ++i) {
+      sequences.push_back({&examples[i].tokens, examples[i].target_begin, nullptr});
+    }
+    const PackedBatch packed = pack_sequences(sequences);
+    Tape tape;
+    const Tensor streams = forward_layers(ctx, w, packed.batch, embed(ctx, w, packed.batch), &tape);
+    const Tensor hidden = collapse(ctx, w, streams, packed.rows);
+    const Tensor log_prob = log_probs(ctx, w, hidden, packed.targets, 1.0f);
+    for (size_t r = 0; r < packed.rows.size(); ++r) metrics.loss -= log_prob.f32()[r];
+    const std::vector<float> dlog_probs(
+        packed.rows.size(), static_cast<float>(-1.0 / static_cast<double>(metrics.num_tokens)));
+    const Tensor dhidden =
+        log_probs_backward(ctx, w, hidden, packed.targets, 1.0f, dlog_probs.data(), nullptr);
+    const Tensor dstreams = collapse_backward(ctx, w, streams, packed.rows, dhidden);
+    embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
+    if (with_mtp) {
+      run_mtp(ctx, w, examples, begin, end, packed, streams,
+              options.mtp_loss_scaling_factor / static_cast<double>(num_mtp_tokens), &metrics);
+    }
+  }
+  metrics.loss /= static_cast<double>(std::max<int64_t>(1, metrics.num_tokens));
+  metrics.mtp_loss /= static_cast<double>(std::max<int64_t>(1, num_mtp_tokens));
+  return metrics;
+}
+
+}  // namespace fathom
