@@ -2,9 +2,10 @@
 //
 // A kernel's _cpu.cc is compiled twice (cmake/FathomTargets.cmake) and puts its code into
 // `namespace fathom { namespace FATHOM_ISA { ... } }`, so that both builds live in one program and
-// FATHOM_CPU_DISPATCH picks one at run time. Every operation here is one IEEE operation per lane, so
-// both builds give the same bits. Such files include no standard containers: an inline function that
-// the AVX-512 build instantiates could otherwise be linked into code that runs on an AVX2 machine.
+// FATHOM_CPU_DISPATCH picks one at run time. Every operation here is one IEEE operation per lane,
+// so both builds give the same bits. Such files include no standard containers: an inline function
+// that the AVX-512 build instantiates could otherwise be linked into code that runs on an AVX2
+// machine.
 #pragma once
 
 #include <immintrin.h>
