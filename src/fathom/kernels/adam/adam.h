@@ -15,8 +15,8 @@ struct AdamStep {
 };
 
 /// g = grad·grad_scale; m = fma(β1, m, (1−β1)·g); v = fma(β2, v, ((1−β2)·g)·g);
-/// step = (m/bc1) / (sqrt(v/bc2) + eps); w = w − lr·(step + weight_decay·w) (as fma chain written in
-/// adam_cpu.cc). All arrays [n]; order does not matter.
+/// step = (m/bc1) / (sqrt(v/bc2) + eps); w = w − lr·(step + weight_decay·w) (as fma chain written
+/// in adam_cpu.cc). All arrays [n]; order does not matter.
 void adam_update(const ExecContext& ctx, const AdamStep& s, int64_t n, const float* grad, float* w,
                  float* m, float* v);
 

@@ -11,8 +11,8 @@ namespace fathom {
 void embedding_fwd(const ExecContext& ctx, const float* table, const int32_t* ids, int64_t T,
                    int64_t D, int64_t copies, float* out);
 
-/// dtable[ids[t]] += Σ_copies dout[t, copy] (copies upwards), tokens in packed order, continuing from
-/// the values in dtable. dout [T, copies, D].
+/// dtable[ids[t]] += Σ_copies dout[t, copy] (copies upwards), tokens in packed order, continuing
+/// from the values in dtable. dout [T, copies, D].
 void embedding_bwd(const ExecContext& ctx, const float* dout, const int32_t* ids, int64_t T,
                    int64_t D, int64_t copies, float* dtable);
 

@@ -12,10 +12,10 @@ namespace fathom {
 /// duplicates kept; else the top-k of s + bias, larger first, then the lower id.
 /// w_j = s[idx_j] / (Σ_j s[idx_j] + 1e-20) · scaling (sum over slots upwards), from unbiased s.
 struct RouterFwd {
-  const float* logits;       // [T, E]
-  const float* bias;         // [E], or null for hash layers
-  const int32_t* tid2eid;    // [vocab, K] hash table, or null
-  const int32_t* token_ids;  // [T], needed with tid2eid
+  const float* logits;        // [T, E]
+  const float* bias;          // [E], or null for hash layers
+  const int32_t* tid2eid;     // [vocab, K] hash table, or null
+  const int32_t* token_ids;   // [T], needed with tid2eid
   const int32_t* replay_idx;  // [T, K] to use instead of choosing, or null
   int64_t T, E, K;
   float scaling;
@@ -28,8 +28,8 @@ void router_fwd(const ExecContext& ctx, const RouterFwd& p);
 /// ds_j = (c/Σ)(dw_j − Σ_i dw_i s_i/Σ); dz = ds·σ(z)/(2s), evaluated as e^{z/2}/2 for z < −40;
 /// duplicates of one expert add up in slot order. dlogits [T, E] is written (zero elsewhere).
 struct RouterBwd {
-  const float* logits;        // [T, E]
-  const int32_t* topk_idx;    // [T, K]
+  const float* logits;         // [T, E]
+  const int32_t* topk_idx;     // [T, K]
   const float* dtopk_weights;  // [T, K]
   int64_t T, E, K;
   float scaling;

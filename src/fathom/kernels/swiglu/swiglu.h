@@ -14,11 +14,13 @@ void swiglu_fwd(const ExecContext& ctx, int64_t num_rows, int64_t I, float limit
 void swiglu_bwd(const ExecContext& ctx, int64_t num_rows, int64_t I, float limit, const float* g,
                 const float* u, const float* da, float* dg, float* du);
 
-/// out[t] = chain over slots j upwards of fma(w[t,j], rows[slot_row[t,j]], acc) from 0, then + shared[t].
+/// out[t] = chain over slots j upwards of fma(w[t,j], rows[slot_row[t,j]], acc) from 0, then +
+/// shared[t].
 /// @param rows [R, D] unweighted expert outputs; slot_row [T, K] row of each (token, slot);
 /// @param shared [T, D] or null; out [T, D].
 void moe_combine_fwd(const ExecContext& ctx, int64_t T, int64_t K, int64_t D, const float* rows,
-                     const int32_t* slot_row, const float* weights, const float* shared, float* out);
+                     const int32_t* slot_row, const float* weights, const float* shared,
+                     float* out);
 /// drows[slot_row[t,j]] = w[t,j]·dout[t] (written); dweights[t,j] = dot(rows[slot_row], dout[t]).
 void moe_combine_bwd(const ExecContext& ctx, int64_t T, int64_t K, int64_t D, const float* rows,
                      const int32_t* slot_row, const float* weights, const float* dout, float* drows,
