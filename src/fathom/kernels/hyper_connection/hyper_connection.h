@@ -2,10 +2,10 @@
 // M = hc_mult; mixes has (2+M)·M rows in `fn` (pre M, post M, comb M·M). fp32.
 //
 // pre:  u = vec(x) [M·D]; ρ = 1/sqrt(Σu²/(M·D) + norm_eps) (row_ops order over M·D);
-//       m_n = ρ·(fn_n · u), the product cut into splits of 1,024 along K, each one fma chain, splits
-//       added upwards; pre_i = σ(m_i·s0 + b_i) + hc_eps; post_j = 2σ(m_{M+j}·s1 + b_{M+j});
-//       comb = Sinkhorn(m_{2M+Mj+k}·s2 + b): row softmax, +hc_eps, column step, then iters−1 × (row,
-//       column) steps X /= (ΣX + hc_eps), sums in index order; y = chain over i of pre_i·x_i.
+//       m_n = ρ·(fn_n · u), the product cut into splits of 1,024 along K, each one fma chain,
+//       splits added upwards; pre_i = σ(m_i·s0 + b_i) + hc_eps; post_j = 2σ(m_{M+j}·s1 + b_{M+j});
+//       comb = Sinkhorn(m_{2M+Mj+k}·s2 + b): row softmax, +hc_eps, column step, then iters−1 ×
+//       (row, column) steps X /= (ΣX + hc_eps), sums in index order; y = chain over i of pre_i·x_i.
 // post: out_k = post_k·f + Σ_j comb[j,k]·x_j: acc = post_k·f, then fma over j upwards.
 // head: w_i = σ(m_i·s + b_i) + hc_eps with fn [M, M·D]; h = chain over i of w_i·x_i.
 #pragma once
