@@ -461,9 +461,10 @@ ModelConfig parse_model_config(const Json& json, const std::string& origin) {
   read_rope(in, json, c);
   read_max_position(in, json, c);
   read_indexer(in, c);
-  const auto bos = read_token_ids(in, "bos_token_id", in.find({"bos_token_id"}), c.vocab_size);
+  const int64_t id_limit = in.ok("vocab_size") ? c.vocab_size : kMaxSize;
+  const auto bos = read_token_ids(in, "bos_token_id", in.find({"bos_token_id"}), id_limit);
   if (!bos.empty()) c.bos_token_id = bos.front();
-  c.eos_token_ids = read_token_ids(in, "eos_token_id", in.find({"eos_token_id"}), c.vocab_size);
+  c.eos_token_ids = read_token_ids(in, "eos_token_id", in.find({"eos_token_id"}), id_limit);
   if (!in.problems().empty()) throw_problems(origin, in.problems());
   return c;
 }
