@@ -1,0 +1,173 @@
+#include "fathom/kernels/log_prob/log_prob.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "fathom/base/error.h"
+#include "fathom/kernels/linear/linear.h"
+#include "fathom/kernels/log_prob/log_prob_cpu.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kRowBlock = 128;      // rows whose logits are held at a time
+constexpr int64_t kColumnBlock = 4096;  // and columns, a multiple of a panel: 2 MiB of logits
+constexpr int64_t kRowGrain = 4;
+constexpr SoftmaxStats kNoLogits = {-HUGE_VALF, 0, 0};
+
+void check_request(const LogProbFwd& p) {
+  FATHOM_ASSERT(p.R >= 0 && p.D >= 1 && p.V >= 1, "R = ", p.R, ", D = ", p.D, ", V = ", p.V);
+  FATHOM_CHECK(p.temperature > 0 && std::isfinite(p.temperature),
+               "log_prob: the temperature must be positive and finite, got ", p.temperature);
+  for (int64_t r = 0; r < p.R; ++r) {
+    FATHOM_CHECK(p.targets[r] >= 0 && p.targets[r] < p.V, "log_prob: token id ", p.targets[r],
+                 " at row ", r, " is outside the vocabulary of ", p.V, " tokens");
+  }
+}
+
+/// Logits of rows [r0, r0 + rows) over columns [first, first + columns); first is on a panel.
+void compute_logits(const ExecContext& ctx, const LogProbFwd& p, int64_t r0, int64_t rows,
+                    int64_t first, int64_t columns, float* z, int64_t stride) {
+  linear_fwd(ctx, {.x = p.hidden + r0 * p.D,
+                   .x_stride = p.D,
+                   .w_panels = p.w_panels + first * p.D,
+                   .y = z,
+                   .y_stride = stride,
+                   .T = rows,
+                   .N = columns,
+                   .K = p.D});
+}
+
+std::unique_ptr<float[]> logit_scratch(const LogProbFwd& p, int64_t stride) {
+  return std::unique_ptr<float[]>(
+      new float[static_cast<size_t>(std::min(kRowBlock, p.R) * stride)]);
+}
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+
+int64_t vocab_chunk_size(int64_t vocab) {
+  const int64_t num_chunks = 8 * ((vocab + 8 * 3232 - 1) / (8 * 3232));
+  return (vocab + num_chunks - 1) / num_chunks;
+}
+
+float log_sum_exp(const ExecContext& ctx, const float* z, int64_t vocab) {
+  FATHOM_ASSERT(vocab >= 1, "vocab = ", vocab);
+  const int64_t chunk = vocab_chunk_size(vocab);
+  const int64_t num_chunks = (vocab + chunk - 1) / chunk;
+  std::vector<SoftmaxStats> stats(static_cast<size_t>(num_chunks));
+  // Below some 8,000 logits a second thread is not worth waking.
+  const int64_t grain = std::max<int64_t>(1, 8192 / chunk);
+  ctx.threads->parallel_for(num_chunks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t n = std::min(chunk, vocab - c * chunk);
+      stats[static_cast<size_t>(c)] =
+          FATHOM_CPU_DISPATCH(ctx, softmax_stats, z + c * chunk, n, /*with_entropy=*/false);
+    }
+  });
+  SoftmaxStats all = kNoLogits;
+  for (const SoftmaxStats& s : stats) {
+    all = FATHOM_CPU_DISPATCH(ctx, merge_softmax_stats, all, s);
+  }
+  return FATHOM_CPU_DISPATCH(ctx, log_sum_exp_of, all);
+}
+
+void log_prob_fwd(const ExecContext& ctx, const LogProbFwd& p) {
+  check_request(p);
+  if (p.R == 0) return;
+  const int64_t chunk = vocab_chunk_size(p.V);
+  const int64_t chunks_at_once = std::max<int64_t>(1, (kColumnBlock - kPanelRows) / chunk);
+  const int64_t group = chunk * chunks_at_once;
+  // Chunks need not start on a panel: up to 15 columns before the first one are computed too.
+  const int64_t stride = round_up(std::min(group + kPanelRows, p.V), kPanelRows);
+  const auto scratch = logit_scratch(p, stride);
+  float* const z = scratch.get();
+  std::vector<SoftmaxStats> stats(static_cast<size_t>(std::min(kRowBlock, p.R)));
+  std::vector<float> target_logits(stats.size());
+
+  for (int64_t r0 = 0; r0 < p.R; r0 += kRowBlock) {
+    const int64_t rows = std::min(kRowBlock, p.R - r0);
+    std::fill(stats.begin(), stats.end(), kNoLogits);
+    for (int64_t begin = 0; begin < p.V; begin += group) {
+      const int64_t end = std::min(begin + group, p.V);
+      const int64_t first = begin / kPanelRows * kPanelRows;
+      compute_logits(ctx, p, r0, rows, first, end - first, z, stride);
+      ctx.threads->parallel_for(rows, kRowGrain, [&](int64_t row_begin, int64_t row_end) {
+        for (int64_t row = row_begin; row < row_end; ++row) {
+          float* zr = z + row * stride + (begin - first);
+          if (p.temperature != 1) {
+            FATHOM_CPU_DISPATCH(ctx, divide_by_temperature, zr, end - begin, p.temperature);
+          }
+          SoftmaxStats& s = stats[static_cast<size_t>(row)];
+          for (int64_t c = begin; c < end; c += chunk) {
+            const SoftmaxStats of_chunk =
+                FATHOM_CPU_DISPATCH(ctx, softmax_stats, zr + (c - begin), std::min(chunk, end - c),
+                                    p.entropy != nullptr);
+            s = FATHOM_CPU_DISPATCH(ctx, merge_softmax_stats, s, of_chunk);
+          }
+          const int64_t y = p.targets[r0 + row];
+          if (y >= begin && y < end) target_logits[static_cast<size_t>(row)] = zr[y - begin];
+        }
+      });
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const SoftmaxStats& s = stats[static_cast<size_t>(row)];
+      const float lse = FATHOM_CPU_DISPATCH(ctx, log_sum_exp_of, s);
+      p.log_probs[r0 + row] = target_logits[static_cast<size_t>(row)] - lse;
+      if (p.lse != nullptr) p.lse[r0 + row] = lse;
+      if (p.entropy != nullptr) {
+        p.entropy[r0 + row] = FATHOM_CPU_DISPATCH(ctx, entropy_of, s);
+      }
+    }
+  }
+}
+
+void log_prob_bwd(const ExecContext& ctx, const LogProbBwd& p) {
+  const LogProbFwd& f = p.fwd;
+  check_request(f);
+  if (f.R == 0) return;
+  FATHOM_ASSERT(f.lse != nullptr && (p.dentropy == nullptr || f.entropy != nullptr));
+  const LogProbRowGrads grads{f.targets, f.lse, p.dlog_probs, f.entropy, p.dentropy};
+  const int64_t stride = round_up(std::min(kColumnBlock, f.V), kPanelRows);
+  const auto scratch = logit_scratch(f, stride);
+  float* const z = scratch.get();
+
+  // Row blocks upwards: the chain of dW over rows continues from block to block. Column blocks
+  // upwards: so does the chain of dhidden over the vocabulary.
+  for (int64_t r0 = 0; r0 < f.R; r0 += kRowBlock) {
+    const int64_t rows = std::min(kRowBlock, f.R - r0);
+    for (int64_t first = 0; first < f.V; first += kColumnBlock) {
+      const int64_t columns = std::min(kColumnBlock, f.V - first);
+      compute_logits(ctx, f, r0, rows, first, columns, z, stride);
+      const LogitBlock block{z, stride, first, columns, f.temperature};
+      ctx.threads->parallel_for(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          FATHOM_CPU_DISPATCH(ctx, logit_gradient_row, block, grads, row, r0 + row);
+        }
+      });
+      linear_bwd_input(ctx, {.dy = z,
+                             .dy_stride = stride,
+                             .w_panels = f.w_panels + first * f.D,
+                             .dx = p.dhidden + r0 * f.D,
+                             .dx_stride = f.D,
+                             .T = rows,
+                             .N = columns,
+                             .K = f.D,
+                             .accumulate = first > 0});
+      if (p.dw_panels == nullptr) continue;
+      linear_bwd_weight(ctx, {.x = f.hidden + r0 * f.D,
+                              .x_stride = f.D,
+                              .dy = z,
+                              .dy_stride = stride,
+                              .dw_panels = p.dw_panels + first * f.D,
+                              .T = rows,
+                              .N = columns,
+                              .K = f.D});
+    }
+  }
+}
+
+}  // namespace fathom
