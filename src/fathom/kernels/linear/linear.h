@@ -8,8 +8,9 @@
 
 namespace fathom {
 
-/// Number of equal parts into which the contraction of a row-parallel product (wo_b, every w2) is cut:
-/// the largest of 8, 4, 2 such that K / parts is a multiple of `block` (16 in fp32), otherwise 1.
+/// Number of equal parts into which the contraction of a row-parallel product (wo_b, every w2) is
+/// cut: the largest of 8, 4, 2 such that K / parts is a multiple of `block` (16 in fp32),
+/// otherwise 1.
 int num_row_parallel_parts(int64_t K, int64_t block = 16);
 
 /// y[t,n] = Σ_k x[t,k] · W[n,k].
@@ -31,7 +32,7 @@ void linear_fwd(const ExecContext& ctx, const LinearFwd& p);
 /// dx[t,k] (+)= Σ_n dy[t,n] · W[n,k], one fma chain over n upwards, starting from dx when
 /// `accumulate`, else from 0.
 struct LinearBwdInput {
-  const float* dy;        // [T, N]
+  const float* dy;  // [T, N]
   int64_t dy_stride;
   const float* w_panels;  // panel layout of [N, K]
   float* dx;              // [T, K]
@@ -53,9 +54,9 @@ struct LinearBwdWeight {
 };
 void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p);
 
-/// The same three products for many weight matrices of one shape (routed experts): group g owns rows
-/// row_begin[g] .. row_begin[g+1] of x and y and the matrix w_panels[g]. Empty groups are skipped.
-/// Per row and per element the arithmetic is that of the functions above.
+/// The same three products for many weight matrices of one shape (routed experts): group g owns
+/// rows row_begin[g] .. row_begin[g+1] of x and y and the matrix w_panels[g]. Empty groups are
+/// skipped. Per row and per element the arithmetic is that of the functions above.
 struct GroupedLinear {
   int64_t num_groups;
   const int64_t* row_begin;  // [num_groups + 1], ascending, row_begin[0] = 0

@@ -1,7 +1,7 @@
 // The layout of a weight matrix in memory: panels of 16 output rows.
 //
-// A matrix W [N outputs, K inputs] is cut into `num_blocks` blocks of N/num_blocks rows (1 for all but
-// wo_a, whose groups are blocks). In a block, panel p holds rows 16p .. 16p+15, stored [K][16]:
+// A matrix W [N outputs, K inputs] is cut into `num_blocks` blocks of N/num_blocks rows (1 for all
+// but wo_a, whose groups are blocks). In a block, panel p holds rows 16p .. 16p+15, stored [K][16]:
 // element (n, k) of a block lies at (n/16)·K·16 + k·16 + n%16. A last panel is padded with zeros.
 // The forward product loads 16 outputs at one k with one vector load, for any number of tokens.
 // Masters, gradients and Adam moments all use this layout; files are row-major.
