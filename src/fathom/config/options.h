@@ -1,0 +1,259 @@
+// Every setting of the program as plain structs. A component receives its own struct, never the
+// whole tree. Names follow the command line: RolloutOptions::rollout_batch_size is
+// --rollout-batch-size and MILES_SCRIPT_ROLLOUT_BATCH_SIZE; the initialisers here are the defaults.
+// What each option means, its range, and which subcommands take it stands in the table
+// (table_*.cc); numbers that follow from several options are in derived.h.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fathom::config {
+
+enum class Mode { kNormal, kDebugMinimal };
+enum class Task { kDapoAime, kGsm8k, kDigitSum };
+enum class Hardware { kAuto, kH100, kH200, kB200, kB300, kGb200, kGb300 };
+enum class Conversion { kSinglePass, kTwoStep };
+enum class Precision { kFp32, kParityBf16, kParityFp8, kFast };
+enum class CpuKernels { kAuto, kAvx2, kAvx512 };
+enum class AdvantageEstimator {
+  kGrpo,
+  kGspo,
+  kReinforcePlusPlus,
+  kReinforcePlusPlusBaseline,
+  kPpo
+};
+enum class KlLossType { kK1, kK2, kK3, kLowVarKl };
+enum class LrDecay { kConstant, kLinear, kCosine };
+enum class QkvFormat { kThd, kBshd };
+enum class ExportDtype { kBf16, kFp8 };
+enum class TensorNames { kOfficial, kSglang, kTransformers };
+enum class SftInit { kRandom, kCheckpoint };
+
+/// What the program runs on. Changes no bits of any result.
+struct RuntimeOptions {
+  std::optional<int64_t> threads;              // unset: one per core this process may use
+  CpuKernels cpu_kernels = CpuKernels::kAuto;  // kAuto: the widest the CPU has
+  std::optional<Precision> precision;          // unset: by device and checkpoint; see derived.h
+};
+
+/// The launcher: which model, which data, which stages, where things lie.
+struct LaunchOptions {
+  std::string model_name = "DeepSeek-V4-Flash-FP8";
+  std::optional<std::string> model_org;  // hub organisation; unset: by model
+  std::optional<std::string> run_id;     // unset: UTC time and three random digits (derived.h)
+  Mode mode = Mode::kDebugMinimal;
+  Task task = Task::kDapoAime;
+  bool enable_eval = true;
+  std::optional<std::string> hf_checkpoint;  // a checkpoint directory that exists already
+  std::string data_dir = "/root/datasets";
+  std::string model_dir = "/root/models";
+  std::optional<std::string> model_local_dir;  // unset: model_dir
+  std::string save_dir = "/root/models";
+  std::optional<std::string> recipe_dir;  // where the built-in models lie; unset: as compiled in
+  Conversion conversion = Conversion::kSinglePass;
+  int64_t num_nodes = 1;  // default from SLURM_JOB_NUM_NODES when that is set
+  int64_t num_gpus_per_node = 8;
+  int64_t num_procs = 1;  // local ranks on a CPU
+  Hardware hardware = Hardware::kAuto;
+  int64_t rollout_num_nodes = 0;  // 0: colocated
+  bool enable_mtp = false;
+  bool optimizer_offload = true;
+  bool use_fault_tolerance = true;
+  bool skip_saving = false;
+  bool enable_r3 = true;
+  bool train_deterministic = true;
+  std::optional<bool> train_fp8, rollout_fp8;  // act only when given
+  bool train_mxfp8 = false, rollout_mxfp8 = false;
+  std::string output_dir = "/root/shared_data";
+};
+
+/// How the model is split over ranks. On the CPU every size is 1.
+struct ParallelOptions {
+  int64_t tensor_model_parallel_size = 1;
+  int64_t pipeline_model_parallel_size = 1;
+  int64_t context_parallel_size = 1;
+  int64_t expert_model_parallel_size = 1;
+  int64_t expert_tensor_parallel_size = 1;
+  bool sequence_parallel = false;
+  std::optional<int64_t> decoder_first_pipeline_num_layers;
+  std::optional<int64_t> decoder_last_pipeline_num_layers;
+};
+
+/// Prompt files and how a row becomes tokens. Also the examples of `sft`.
+struct DataOptions {
+  std::optional<std::string> prompt_data;  // PATH or PATH@[a:b], .jsonl
+  std::string input_key = "input";
+  std::optional<std::string> label_key;
+  std::string metadata_key = "metadata";
+  std::string tool_key = "tools";
+  bool apply_chat_template = false;
+  std::string apply_chat_template_kwargs = "{}";  // a JSON object
+  bool rollout_shuffle = false;
+  int64_t rollout_seed = 42;
+  std::optional<int64_t> rollout_max_prompt_len;  // tokens; longer prompts are left out
+  bool skip_bad_lines = false;
+};
+
+/// What one rollout generates.
+struct RolloutOptions {
+  std::optional<int64_t> num_rollout;  // steps of the run; beats num_epoch
+  std::optional<int64_t> num_epoch;
+  std::optional<int64_t> rollout_batch_size;  // prompts a step
+  int64_t n_samples_per_prompt = 1;
+  std::optional<int64_t> over_sampling_batch_size;  // unset: rollout_batch_size
+  std::string dynamic_sampling_filter_path;         // "" or "check_reward_nonzero_std"
+  double rollout_temperature = 1.0;
+  double rollout_top_p = 1.0;
+  int64_t rollout_top_k = -1;                       // 0 and -1: off
+  std::optional<int64_t> rollout_max_response_len;  // tokens
+  std::optional<int64_t> rollout_max_context_len;   // tokens, prompt and response
+  std::vector<std::string> rollout_stop;            // stop strings
+  std::vector<int64_t> rollout_stop_token_ids;
+  bool rollout_skip_special_tokens = false;
+};
+
+/// The rollout engine, also of `generate` and `eval`. Changes no bits of any answer. Flags are
+/// --sglang-max-running-requests or --max-running-requests, and so on.
+struct EngineOptions {
+  int64_t max_running_requests = 64;
+  int64_t chunked_prefill_size = 8192;  // prompt tokens of one step
+  std::optional<int64_t> page_size;     // tokens a page of state covers; unset: fits the model
+  double mem_fraction_static = 0.5;     // of device memory; no meaning on the CPU
+  int64_t rollout_num_gpus_per_engine = 1;
+  int64_t tp_size = 1, dp_size = 1, ep_size = 1;
+  bool enable_dp_attention = false;
+};
+
+struct RewardOptions {
+  std::string rm_type;  // "math"
+};
+
+/// Greedy evaluation during a run, and the `eval` subcommand. Unset: the rollout's value.
+struct EvalOptions {
+  std::optional<int64_t> eval_interval;       // steps; unset: never
+  std::vector<std::string> eval_prompt_data;  // NAME PATH [NAME PATH ...]
+  bool skip_eval_before_train = false;
+  std::optional<std::string> eval_input_key, eval_label_key, eval_tool_key;
+  int64_t n_samples_per_eval_prompt = 1;
+  std::optional<double> eval_temperature;
+  std::optional<double> eval_top_p;
+  std::optional<int64_t> eval_top_k;
+  std::optional<int64_t> eval_max_response_len;
+  std::optional<int64_t> eval_max_prompt_len;
+  bool eval_sampled = false;  // beside it, eval_sampled/NAME at the rollout's temperature
+};
+
+/// Advantages and the policy loss.
+struct AlgorithmOptions {
+  AdvantageEstimator advantage_estimator = AdvantageEstimator::kGrpo;
+  double eps_clip = 0.2;
+  std::optional<double> eps_clip_high;  // unset: eps_clip
+  std::optional<double> eps_clip_c;     // dual clip, > 1
+  bool use_kl_loss = false;
+  double kl_loss_coef = 0.0;
+  KlLossType kl_loss_type = KlLossType::kK1;
+  double kl_coef = 0.0;
+  double entropy_coef = 0.0;
+  bool observe_training_entropy = false;
+  bool disable_grpo_std_normalization = false;
+  bool disable_rewards_normalization = false;
+  bool use_rollout_routing_replay = false;  // R3
+  bool use_rollout_indexer_replay = false;
+};
+
+/// Learning rate, Adam, clipping; also of `sft`.
+struct OptimizerOptions {
+  double lr = 1e-6;
+  LrDecay lr_decay_style = LrDecay::kConstant;
+  int64_t lr_warmup_iters = 0;            // optimizer steps
+  std::optional<int64_t> lr_decay_iters;  // unset: the run's optimizer steps
+  double min_lr = 0.0;                    // where the decay ends
+  double weight_decay = 0.01;
+  double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_eps = 1e-8;
+  double clip_grad = 1.0;  // global L2 norm; 0: no clipping
+};
+
+/// Batches and what moves in a training step.
+struct TrainOptions {
+  int64_t seed = 1234;
+  std::optional<int64_t> global_batch_size;  // samples of an optimizer step
+  std::optional<int64_t> num_steps_per_rollout;
+  int64_t micro_batch_size = 1;               // accepted; tokens are packed, see max_tokens_per_gpu
+  std::optional<int64_t> max_tokens_per_gpu;  // packed tokens of a micro-batch
+  QkvFormat qkv_format = QkvFormat::kThd;     // both give the same bits
+  bool moe_router_freeze_gate = true;
+  bool freeze_e_score_correction_bias = true;
+  double mtp_loss_scaling_factor = 0.1;  // sft
+};
+
+/// Checkpoints of a run. In a pipeline run load and save default to
+/// {save_dir}/{run_id}/checkpoints. `export-hf --load` and `prepare-spmd --save` use the same two.
+struct CheckpointOptions {
+  std::optional<std::string> load, save, ref_load;
+  std::optional<int64_t> save_interval;         // rollouts
+  std::optional<int64_t> save_retain_interval;  // of the older ones keep every such step (id + 1)
+  std::optional<int64_t> start_rollout_id;      // unset: from the checkpoint, else 0
+  bool low_memory_resume = false;
+};
+
+struct DebugOptions {
+  bool debug_rollout_only = false;
+  std::optional<int64_t> debug_exit_after_rollout;  // stop after that many rollouts
+};
+
+/// score, generate, tokenize and other one-off commands.
+struct ToolOptions {
+  std::optional<std::string> input, output;
+  bool with_logits = false, with_gradients = false, with_mtp = false;  // score
+  // generate
+  double temperature = 1.0, top_p = 1.0;
+  int64_t top_k = 0;
+  int64_t max_new_tokens = 128;
+  int64_t num_samples = 1;
+  bool ignore_eos = false;
+  std::vector<std::string> stop;
+  // inspect
+  std::optional<std::string> path;
+};
+
+/// prepare-single and export-hf.
+struct ConvertOptions {
+  std::optional<std::string> input_fp8_hf_path, output_bf16_hf_path;
+  ExportDtype dtype = ExportDtype::kBf16;
+  TensorNames names = TensorNames::kOfficial;
+};
+
+/// sft: rows of prompt_data hold input_key (a string or messages) and response_key (the answer).
+struct SftOptions {
+  SftInit init = SftInit::kCheckpoint;       // kCheckpoint: from --hf-checkpoint
+  std::optional<std::string> model_config;   // config.json of a model made from nothing
+  std::optional<std::string> tokenizer_dir;  // tokenizer.json and its companions for such a model
+  std::string response_key = "response";
+  int64_t sft_steps = 600;
+  bool append_eos = true;  // the end token is learned too
+};
+
+/// Everything. Components take the parts.
+struct Options {
+  RuntimeOptions runtime;
+  LaunchOptions launch;
+  ParallelOptions parallel;
+  DataOptions data;
+  RolloutOptions rollout;
+  EngineOptions engine;
+  RewardOptions reward;
+  EvalOptions eval;
+  AlgorithmOptions algorithm;
+  OptimizerOptions optimizer;
+  TrainOptions train;
+  CheckpointOptions checkpoint;
+  DebugOptions debug;
+  ToolOptions tool;
+  ConvertOptions convert;
+  SftOptions sft;
+};
+
+}  // namespace fathom::config
