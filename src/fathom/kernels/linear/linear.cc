@@ -1,7 +1,6 @@
 #include "fathom/kernels/linear/linear.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "fathom/base/error.h"
@@ -10,171 +9,171 @@
 namespace fathom {
 namespace {
 
-// Products below this many multiply-adds run on the calling thread: waking another costs more.
-constexpr int64_t kInlineMultiplyAdds = 24 * 1024;
-constexpr int64_t kFwdTaskTokens = 96, kFwdTaskPanels = 8;
-constexpr int64_t kWeightTaskPanels = 2, kWeightTaskCols = 48;
+/// Fused multiply-adds that make handing work to another thread worth while (a few microseconds).
+constexpr int64_t kRangeFmas = 1 << 17;
+/// Results of the forward product come in rectangles of at most these sizes: x of one rectangle
+/// stays in the second-level cache. 96 is a multiple of the tile's 6 rows.
+constexpr int64_t kFwdRows = 96;
+constexpr int64_t kFwdPanels = 16;
+/// Tokens per rectangle of dx: large, because each rectangle transposes its part of W again.
+constexpr int64_t kBwdInputRows = 384;
+/// Panels per rectangle of dx and dW: those that the AVX-512 tile takes at once.
+constexpr int64_t kBwdPanels = 4;
+/// Inputs k per rectangle of dW: each rectangle copies its part of dy again.
+constexpr int64_t kBwdWeightRows = 48;
 
-int64_t num_panels(int64_t N) { return (N + kPanelRows - 1) / kPanelRows; }
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Runs body(i) for every task: inline when the whole product is small.
+/// A rectangle of the result of one matrix of the group.
+struct Item {
+  int64_t group;
+  Rectangle part;
+};
+
+void add_items(int64_t group, int64_t rows, int64_t row_step, int64_t panels, int64_t panel_step,
+               std::vector<Item>& items) {
+  for (int64_t r = 0; r < rows; r += row_step) {
+    for (int64_t p = 0; p < panels; p += panel_step) {
+      items.push_back(
+          {group, {r, std::min(rows, r + row_step), p, std::min(panels, p + panel_step)}});
+    }
+  }
+}
+
+/// Runs body(item) for all items on the threads, or inline when `fmas` are too few to share out.
 template <typename Body>
-void run_tasks(const ExecContext& ctx, int64_t num_tasks, int64_t multiply_adds, Body&& body) {
-  const int64_t grain = multiply_adds < kInlineMultiplyAdds ? num_tasks : 1;
-  ctx.threads->parallel_for(num_tasks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(i);
+void for_each_item(const ExecContext& ctx, const std::vector<Item>& items, int64_t fmas,
+                   Body&& body) {
+  const int64_t count = static_cast<int64_t>(items.size());
+  if (count == 0) return;
+  const int64_t grain =
+      std::max<int64_t>(1, ceil_div(kRangeFmas, std::max<int64_t>(1, fmas / count)));
+  ctx.threads->parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(items[static_cast<size_t>(i)]);
   });
 }
 
-/// One piece of a grouped product.
-struct GroupTask {
-  int64_t group, t_begin, t_end, panel_begin, panel_end;
-};
+void check_shape(int64_t T, int64_t N, int64_t K) {
+  FATHOM_ASSERT(T >= 0 && N >= 1 && K >= 1, "T = ", T, ", N = ", N, ", K = ", K);
+}
+
+void check_parts(int64_t K, int num_parts) {
+  FATHOM_ASSERT(
+      (num_parts == 1 || num_parts == 2 || num_parts == 4 || num_parts == 8) && K % num_parts == 0,
+      "num_parts = ", num_parts, " must be 1, 2, 4 or 8 and divide K = ", K);
+}
+
+/// Checks the row ranges; returns the number of rows of all groups.
+int64_t check_groups(const GroupedLinear& g) {
+  FATHOM_ASSERT(g.num_groups >= 0 && (g.num_groups == 0 || g.row_begin[0] == 0),
+                "num_groups = ", g.num_groups);
+  int64_t rows = 0;
+  for (int64_t i = 0; i < g.num_groups; ++i) {
+    FATHOM_ASSERT(g.row_begin[i + 1] >= g.row_begin[i], "row_begin[", i, "] = ", g.row_begin[i],
+                  ", row_begin[", i + 1, "] = ", g.row_begin[i + 1]);
+    rows = g.row_begin[i + 1];
+  }
+  check_shape(rows, g.N, g.K);
+  return rows;
+}
 
 }  // namespace
 
 int num_row_parallel_parts(int64_t K, int64_t block) {
-  for (int parts : {8, 4, 2}) {
-    if (K % parts == 0 && K / parts % block == 0) return parts;
+  for (const int parts : {8, 4, 2}) {
+    if (K % (parts * block) == 0) return parts;
   }
   return 1;
 }
 
-void pack_panels(const float* row_major, const PanelLayout& layout, float* panels) {
-  std::memset(panels, 0, static_cast<size_t>(layout.size()) * sizeof(float));
-  for (int64_t n = 0; n < layout.rows; ++n) {
-    float* out = panels + layout.index(n, 0);
-    for (int64_t k = 0; k < layout.cols; ++k) out[k * kPanelRows] = row_major[n * layout.cols + k];
-  }
-}
-
-void unpack_panels(const float* panels, const PanelLayout& layout, float* row_major) {
-  for (int64_t n = 0; n < layout.rows; ++n) {
-    const float* in = panels + layout.index(n, 0);
-    for (int64_t k = 0; k < layout.cols; ++k) row_major[n * layout.cols + k] = in[k * kPanelRows];
-  }
-}
-
 void linear_fwd(const ExecContext& ctx, const LinearFwd& p) {
-  if (p.T == 0 || p.N == 0) return;
-  FATHOM_ASSERT(p.num_parts >= 1 && p.num_parts <= 8 && p.K % p.num_parts == 0, "K ", p.K, " in ",
-                p.num_parts, " parts");
-  const int64_t panels = num_panels(p.N);
-  const int64_t token_tasks = div_up(p.T, kFwdTaskTokens),
-                panel_tasks = div_up(panels, kFwdTaskPanels);
-  run_tasks(ctx, token_tasks * panel_tasks, p.T * p.N * p.K, [&](int64_t i) {
-    const int64_t t = i / panel_tasks * kFwdTaskTokens, panel = i % panel_tasks * kFwdTaskPanels;
-    FATHOM_CPU_DISPATCH(ctx, linear_fwd_tile, p, t, std::min(p.T, t + kFwdTaskTokens), panel,
-                        std::min(panels, panel + kFwdTaskPanels));
+  check_shape(p.T, p.N, p.K);
+  check_parts(p.K, p.num_parts);
+  FATHOM_ASSERT(p.x_stride >= p.K && p.y_stride >= p.N, "x_stride = ", p.x_stride, ", K = ", p.K,
+                ", y_stride = ", p.y_stride, ", N = ", p.N);
+  if (p.T == 0) return;
+  const int64_t panels = ceil_div(p.N, kPanelRows), fmas = p.T * p.N * p.K;
+  if (fmas <= kRangeFmas) {
+    FATHOM_CPU_DISPATCH(ctx, linear_fwd_rectangle, p, Rectangle{0, p.T, 0, panels});
+    return;
+  }
+  std::vector<Item> items;
+  add_items(0, p.T, kFwdRows, panels, kFwdPanels, items);
+  for_each_item(ctx, items, fmas, [&](const Item& item) {
+    FATHOM_CPU_DISPATCH(ctx, linear_fwd_rectangle, p, item.part);
   });
 }
 
 void linear_bwd_input(const ExecContext& ctx, const LinearBwdInput& p) {
-  const int64_t num_tasks = div_up(p.T, kLinearTokenBlock);
-  const size_t scratch_size = static_cast<size_t>((p.N + p.K) * kLinearTokenBlock);
-  const int64_t grain = p.T * p.N * p.K < kInlineMultiplyAdds ? num_tasks : 1;
-  ctx.threads->parallel_for(num_tasks, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_size);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i * kLinearTokenBlock;
-      FATHOM_CPU_DISPATCH(ctx, linear_bwd_input_tokens, p, t, std::min(p.T, t + kLinearTokenBlock),
-                          scratch.data());
-    }
+  check_shape(p.T, p.N, p.K);
+  FATHOM_ASSERT(p.dy_stride >= p.N && p.dx_stride >= p.K, "dy_stride = ", p.dy_stride,
+                ", N = ", p.N, ", dx_stride = ", p.dx_stride, ", K = ", p.K);
+  std::vector<Item> items;
+  add_items(0, p.T, kBwdInputRows, ceil_div(p.K, kPanelRows), kBwdPanels, items);
+  for_each_item(ctx, items, p.T * p.N * p.K, [&](const Item& item) {
+    FATHOM_CPU_DISPATCH(ctx, linear_bwd_input_rectangle, p, item.part);
   });
 }
 
 void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p) {
+  check_shape(p.T, p.N, p.K);
+  FATHOM_ASSERT(p.dy_stride >= p.N && p.x_stride >= p.K, "dy_stride = ", p.dy_stride, ", N = ", p.N,
+                ", x_stride = ", p.x_stride, ", K = ", p.K);
   if (p.T == 0) return;
-  const int64_t panels = num_panels(p.N);
-  const int64_t panel_tasks = div_up(panels, kWeightTaskPanels);
-  const int64_t col_tasks = div_up(p.K, kWeightTaskCols);
-  run_tasks(ctx, panel_tasks * col_tasks, p.T * p.N * p.K, [&](int64_t i) {
-    const int64_t panel = i / col_tasks * kWeightTaskPanels, k = i % col_tasks * kWeightTaskCols;
-    FATHOM_CPU_DISPATCH(ctx, linear_bwd_weight_tile, p, panel,
-                        std::min(panels, panel + kWeightTaskPanels), k,
-                        std::min(p.K, k + kWeightTaskCols));
+  std::vector<Item> items;
+  add_items(0, p.K, kBwdWeightRows, ceil_div(p.N, kPanelRows), kBwdPanels, items);
+  for_each_item(ctx, items, p.T * p.N * p.K, [&](const Item& item) {
+    FATHOM_CPU_DISPATCH(ctx, linear_bwd_weight_rectangle, p, item.part);
   });
 }
 
 void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const float* x,
                         const float* const* w_panels, float* y, int num_parts) {
-  const int64_t panels = num_panels(g.N);
-  std::vector<GroupTask> tasks;
-  for (int64_t e = 0; e < g.num_groups; ++e) {
-    for (int64_t t = g.row_begin[e]; t < g.row_begin[e + 1]; t += kFwdTaskTokens) {
-      for (int64_t panel = 0; panel < panels; panel += kFwdTaskPanels) {
-        tasks.push_back({e, t, std::min(g.row_begin[e + 1], t + kFwdTaskTokens), panel,
-                         std::min(panels, panel + kFwdTaskPanels)});
-      }
-    }
+  const int64_t rows = check_groups(g);
+  check_parts(g.K, num_parts);
+  std::vector<Item> items;
+  for (int64_t i = 0; i < g.num_groups; ++i) {
+    add_items(i, g.row_begin[i + 1] - g.row_begin[i], kFwdRows, ceil_div(g.N, kPanelRows),
+              kFwdPanels, items);
   }
-  const int64_t rows = g.row_begin[g.num_groups];
-  run_tasks(ctx, static_cast<int64_t>(tasks.size()), rows * g.N * g.K, [&](int64_t i) {
-    const GroupTask& task = tasks[static_cast<size_t>(i)];
-    const LinearFwd p = {.x = x,
-                         .x_stride = g.K,
-                         .w_panels = w_panels[task.group],
-                         .y = y,
-                         .y_stride = g.N,
-                         .T = rows,
-                         .N = g.N,
-                         .K = g.K,
-                         .num_parts = num_parts};
-    FATHOM_CPU_DISPATCH(ctx, linear_fwd_tile, p, task.t_begin, task.t_end, task.panel_begin,
-                        task.panel_end);
+  for_each_item(ctx, items, rows * g.N * g.K, [&](const Item& item) {
+    const int64_t first = g.row_begin[item.group], T = g.row_begin[item.group + 1] - first;
+    const LinearFwd p{x + first * g.K, g.K, w_panels[item.group], y + first * g.N, g.N, T, g.N, g.K,
+                      num_parts};
+    FATHOM_CPU_DISPATCH(ctx, linear_fwd_rectangle, p, item.part);
   });
 }
 
 void grouped_linear_bwd_input(const ExecContext& ctx, const GroupedLinear& g, const float* dy,
                               const float* const* w_panels, float* dx, bool accumulate) {
-  std::vector<GroupTask> tasks;
-  for (int64_t e = 0; e < g.num_groups; ++e) {
-    for (int64_t t = g.row_begin[e]; t < g.row_begin[e + 1]; t += kLinearTokenBlock) {
-      tasks.push_back({e, t, std::min(g.row_begin[e + 1], t + kLinearTokenBlock), 0, 0});
-    }
+  const int64_t rows = check_groups(g);
+  std::vector<Item> items;
+  for (int64_t i = 0; i < g.num_groups; ++i) {
+    add_items(i, g.row_begin[i + 1] - g.row_begin[i], kBwdInputRows, ceil_div(g.K, kPanelRows),
+              kBwdPanels, items);
   }
-  const int64_t rows = g.row_begin[g.num_groups], num_tasks = static_cast<int64_t>(tasks.size());
-  const size_t scratch_size = static_cast<size_t>((g.N + g.K) * kLinearTokenBlock);
-  const int64_t grain = rows * g.N * g.K < kInlineMultiplyAdds ? num_tasks : 1;
-  ctx.threads->parallel_for(num_tasks, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_size);
-    for (int64_t i = begin; i < end; ++i) {
-      const GroupTask& task = tasks[static_cast<size_t>(i)];
-      const LinearBwdInput p = {.dy = dy,
-                                .dy_stride = g.N,
-                                .w_panels = w_panels[task.group],
-                                .dx = dx,
-                                .dx_stride = g.K,
-                                .T = rows,
-                                .N = g.N,
-                                .K = g.K,
-                                .accumulate = accumulate};
-      FATHOM_CPU_DISPATCH(ctx, linear_bwd_input_tokens, p, task.t_begin, task.t_end,
-                          scratch.data());
-    }
+  for_each_item(ctx, items, rows * g.N * g.K, [&](const Item& item) {
+    const int64_t first = g.row_begin[item.group], T = g.row_begin[item.group + 1] - first;
+    const LinearBwdInput p{
+        dy + first * g.N, g.N, w_panels[item.group], dx + first * g.K, g.K, T, g.N, g.K,
+        accumulate};
+    FATHOM_CPU_DISPATCH(ctx, linear_bwd_input_rectangle, p, item.part);
   });
 }
 
 void grouped_linear_bwd_weight(const ExecContext& ctx, const GroupedLinear& g, const float* x,
                                const float* dy, float* const* dw_panels) {
-  const int64_t panels = num_panels(g.N);
-  const int64_t panel_tasks = div_up(panels, kWeightTaskPanels);
-  const int64_t rows = g.row_begin[g.num_groups];
-  run_tasks(ctx, g.num_groups * panel_tasks, rows * g.N * g.K, [&](int64_t i) {
-    const int64_t e = i / panel_tasks, panel = i % panel_tasks * kWeightTaskPanels;
-    const int64_t begin = g.row_begin[e], count = g.row_begin[e + 1] - begin;
-    if (count == 0 || dw_panels[e] == nullptr) return;
-    const LinearBwdWeight p = {.x = x + begin * g.K,
-                               .x_stride = g.K,
-                               .dy = dy + begin * g.N,
-                               .dy_stride = g.N,
-                               .dw_panels = dw_panels[e],
-                               .T = count,
-                               .N = g.N,
-                               .K = g.K};
-    FATHOM_CPU_DISPATCH(ctx, linear_bwd_weight_tile, p, panel,
-                        std::min(panels, panel + kWeightTaskPanels), 0, g.K);
+  const int64_t rows = check_groups(g);
+  std::vector<Item> items;
+  for (int64_t i = 0; i < g.num_groups; ++i) {
+    if (dw_panels[i] == nullptr || g.row_begin[i + 1] == g.row_begin[i]) continue;
+    add_items(i, g.K, kBwdWeightRows, ceil_div(g.N, kPanelRows), kBwdPanels, items);
+  }
+  for_each_item(ctx, items, rows * g.N * g.K, [&](const Item& item) {
+    const int64_t first = g.row_begin[item.group], T = g.row_begin[item.group + 1] - first;
+    const LinearBwdWeight p{
+        x + first * g.K, g.K, dy + first * g.N, g.N, dw_panels[item.group], T, g.N, g.K};
+    FATHOM_CPU_DISPATCH(ctx, linear_bwd_weight_rectangle, p, item.part);
   });
 }
 

@@ -1,284 +1,283 @@
-// Register-tiled fp32 products over the panel layout. Each output element is one fma chain; tiles
-// only decide which elements are in flight together.
+// All three products are one micro-kernel: R rows by P panels of 16 columns of the result stay in
+// registers while a chain runs over the contraction index j,
+//   acc[r][p] = fma(a[r, j], b[p][j][0..15], acc[r][p]),
+// with `a` broadcast and `b` in panel layout. Panels of W serve the forward product as they are;
+// for the two gradients a block of Wᵀ or of dy is copied into panels on the stack first. Chains
+// that are longer than such a block continue from the stored result, which changes no bits.
 #include "fathom/kernels/linear/linear_cpu.h"
 
 #include "fathom/numerics/simd.h"
+#include "fathom/numerics/transpose.h"
 
 namespace fathom {
 namespace FATHOM_ISA {
 namespace {
 
-// Tile sizes: accumulators + operands must fit the registers (32 of 512 bits, or 16 of 256 bits
-// where a vector of 16 lanes takes two).
-#if defined(__AVX512F__)
-constexpr int kFwdTokens = 6, kFwdPanels = 4, kFwdDecodePanels = 8;
-constexpr int kBwdVectors = 2, kBwdPanels = 2, kBwdCols = 12;
+// The tile that fills the registers: 24 accumulators of 32 registers (AVX-512) or 12 of 16 (AVX2,
+// where a panel takes two).
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+constexpr int kTilePanels = 4;
 #else
-constexpr int kFwdTokens = 3, kFwdPanels = 2, kFwdDecodePanels = 4;
-constexpr int kBwdVectors = 1, kBwdPanels = 1, kBwdCols = 6;
+constexpr int kTilePanels = 1;
 #endif
+constexpr int kTileRows = 6;
 
-constexpr int64_t kWeightTokenChunk = 128;  // tokens whose x and dy stay in cache across tiles
+/// Steps of the chain for which a block of b lies on the stack: 32 KiB with kTilePanels = 4.
+constexpr int64_t kBlockSteps = 128;
 
-/// acc[t][p] = chain over k in [k_begin, k_end) from 0.
-template <int T, int P>
-inline void fwd_chain(const float* x, int64_t x_stride, const float* w, int64_t panel_size,
-                      int64_t k_begin, int64_t k_end, F16 (&acc)[T][P]) {
-  for (int t = 0; t < T; ++t) {
-    for (int p = 0; p < P; ++p) acc[t][p] = zero();
-  }
-  for (int64_t k = k_begin; k < k_end; ++k) {
-    F16 column[P];
-    for (int p = 0; p < P; ++p) column[p] = load(w + p * panel_size + k * kPanelRows);
-    for (int t = 0; t < T; ++t) {
-      const F16 value = set1(x[t * x_stride + k]);
-      for (int p = 0; p < P; ++p) acc[t][p] = fma(value, column[p], acc[t][p]);
+/// Levels of the tree over at most 8 parts.
+constexpr int kMaxLevels = 3;
+
+/// Panels at once for `rows` < kTileRows rows: enough independent chains to hide the latency of an
+/// fma (8 on the machines that we know), as few rows are the decoding case.
+constexpr int panels_for(int rows) {
+  if (kTilePanels == 4) return rows <= 2 ? 8 : 4;
+  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+/// Where a[r, j] lies. Row-major input has the chain along a row; for dW it runs down a column.
+enum class Along { kRow, kColumn };
+
+/// One chain of `steps` terms for R rows and P panels. b: panel p, step j at b[p·b_panel + j·16].
+template <int R, int P, Along kAlong>
+inline __attribute__((always_inline)) void run_chain(F16 (&acc)[R][P], const float* a,
+                                                     int64_t a_stride, const float* b,
+                                                     int64_t b_panel, int64_t steps) {
+  for (int64_t j = 0; j < steps; ++j) {
+    F16 bj[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) bj[p] = load(b + p * b_panel + j * kLanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const F16 arj = set1(kAlong == Along::kRow ? a[r * a_stride + j] : a[j * a_stride + r]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[r][p] = fma(arj, bj[p], acc[r][p]);
     }
   }
 }
 
-template <int T, int P>
-void fwd_block(const LinearFwd& q, int64_t t, int64_t panel) {
-  const int64_t panel_size = q.K * kPanelRows;
-  const float* x = q.x + t * q.x_stride;
-  const float* w = q.w_panels + panel * panel_size;
-  F16 acc[T][P];
-  if (q.num_parts == 1) {
-    fwd_chain<T, P>(x, q.x_stride, w, panel_size, 0, q.K, acc);
-  } else {
-    // Parts are combined by the balanced pairwise tree: neighbours first.
-    F16 parts[8][T][P];
-    const int64_t step = q.K / q.num_parts;
-    for (int i = 0; i < q.num_parts; ++i) {
-      fwd_chain<T, P>(x, q.x_stride, w, panel_size, i * step, (i + 1) * step, parts[i]);
+/// The result: panel p of row r at c[r·row + p·panel]; the last panel of the matrix may be narrow.
+struct Result {
+  float* c;
+  int64_t row, panel;
+  int64_t last_width;  // columns of the last panel of this tile, 1..16
+};
+
+template <int R, int P>
+inline __attribute__((always_inline)) void load_tile(F16 (&acc)[R][P], const Result& out) {
+  for (int r = 0; r < R; ++r) {
+    for (int p = 0; p < P; ++p) {
+      const float* at = out.c + r * out.row + p * out.panel;
+      acc[r][p] = p + 1 < P || out.last_width == kLanes ? load(at) : load_first(at, out.last_width);
     }
-    for (int width = 1; width < q.num_parts; width *= 2) {
-      for (int i = 0; i < q.num_parts; i += 2 * width) {
-        for (int a = 0; a < T; ++a) {
-          for (int b = 0; b < P; ++b) parts[i][a][b] = add(parts[i][a][b], parts[i + width][a][b]);
+  }
+}
+
+template <int R, int P>
+inline __attribute__((always_inline)) void store_tile(const F16 (&acc)[R][P], const Result& out) {
+  for (int r = 0; r < R; ++r) {
+    for (int p = 0; p < P; ++p) {
+      float* at = out.c + r * out.row + p * out.panel;
+      if (p + 1 < P || out.last_width == kLanes) {
+        store(at, acc[r][p]);
+      } else {
+        store_first(at, acc[r][p], out.last_width);
+      }
+    }
+  }
+}
+
+template <int R, int P>
+inline __attribute__((always_inline)) void clear_tile(F16 (&acc)[R][P]) {
+  for (int r = 0; r < R; ++r) {
+    for (int p = 0; p < P; ++p) acc[r][p] = zero();
+  }
+}
+
+/// Continues the chains of a tile from the stored result, or from 0 when `fresh`.
+template <int R, int P, Along kAlong>
+void continue_tile(const float* a, int64_t a_stride, const float* b, int64_t steps,
+                   const Result& out, bool fresh) {
+  F16 acc[R][P];
+  if (fresh) {
+    clear_tile(acc);
+  } else {
+    load_tile(acc, out);
+  }
+  run_chain<R, P, kAlong>(acc, a, a_stride, b, kBlockSteps * kLanes, steps);
+  store_tile(acc, out);
+}
+
+/// The forward tile: num_parts chains of K / num_parts steps, combined by the pairwise tree. Part i
+/// closes as many pairs as i + 1 has trailing zero bits; `open` holds the left halves.
+template <int R, int P>
+void forward_tile(const LinearFwd& p, const float* x, const float* w, const Result& out) {
+  const int64_t steps = p.K / p.num_parts;
+  const int64_t w_panel = p.K * kLanes;
+  F16 acc[R][P];
+  F16 open[kMaxLevels][R][P];
+  for (int part = 0; part < p.num_parts; ++part) {
+    clear_tile(acc);
+    run_chain<R, P, Along::kRow>(acc, x + part * steps, p.x_stride, w + part * steps * kLanes,
+                                 w_panel, steps);
+    if (p.num_parts == 1) break;
+    int level = 0;
+    for (; (part >> level) & 1; ++level) {
+      for (int r = 0; r < R; ++r) {
+        for (int q = 0; q < P; ++q) acc[r][q] = add(open[level][r][q], acc[r][q]);
+      }
+    }
+    if (part + 1 < p.num_parts) {
+      for (int r = 0; r < R; ++r) {
+        for (int q = 0; q < P; ++q) open[level][r][q] = acc[r][q];
+      }
+    }
+  }
+  store_tile(acc, out);
+}
+
+/// Row tiles of R rows by P panels of the forward product, panels outside: a panel stays in the
+/// cache while the rows pass by.
+template <int R, int P>
+void forward_rows(const LinearFwd& p, int64_t row_begin, int64_t row_end, int64_t panel,
+                  int64_t panel_end) {
+  for (; panel + P <= panel_end; panel += P) {
+    const int64_t columns_left = p.N - (panel + P - 1) * kPanelRows;
+    const int64_t last_width = columns_left < kPanelRows ? columns_left : kPanelRows;
+    const float* w = p.w_panels + panel * p.K * kPanelRows;
+    for (int64_t t = row_begin; t < row_end; t += R) {
+      float* y = p.y + t * p.y_stride + panel * kPanelRows;
+      forward_tile<R, P>(p, p.x + t * p.x_stride, w, {y, p.y_stride, kPanelRows, last_width});
+    }
+  }
+  if constexpr (P > 1) forward_rows<R, P / 2>(p, row_begin, row_end, panel, panel_end);
+}
+
+/// Continues the chains of `rows` rows and P panels over one block of b. Row r of a lies at
+/// a + r·a_stride (along a row) or a + r (along a column).
+template <int P, Along kAlong>
+void continue_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t steps,
+                   Result out, bool fresh) {
+  const int64_t a_row = kAlong == Along::kRow ? a_stride : 1;
+  for (; rows >= kTileRows; rows -= kTileRows) {
+    continue_tile<kTileRows, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    a += kTileRows * a_row;
+    out.c += kTileRows * out.row;
+  }
+  switch (rows) {
+    case 1:
+      return continue_tile<1, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    case 2:
+      return continue_tile<2, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    case 3:
+      return continue_tile<3, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    case 4:
+      return continue_tile<4, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    case 5:
+      return continue_tile<5, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    default:
+      return;
+  }
+}
+
+/// Columns k .. k+15 of W for n in [n_begin, n_begin + steps) as one panel of Wᵀ: dst[n][16].
+void transpose_panel(const LinearBwdInput& p, int64_t k, int64_t n_begin, int64_t steps,
+                     float* dst) {
+  for (int64_t n = 0; n < steps; n += kPanelRows) {
+    const float* src = p.w_panels + ((n_begin + n) * p.K) + k * kPanelRows;
+    alignas(64) float edge[kPanelRows * kPanelRows];
+    if (k + kPanelRows > p.K) {  // zeros stand in for the columns beyond K
+      for (int64_t i = 0; i < kPanelRows; ++i) {
+        store(edge + i * kPanelRows, k + i < p.K ? load(src + i * kPanelRows) : zero());
+      }
+      src = edge;
+    }
+    transpose16(src, kPanelRows, dst + n * kPanelRows, kPanelRows);
+  }
+}
+
+template <int P>
+void bwd_input_panels(const LinearBwdInput& p, const Rectangle& part, int64_t panel) {
+  alignas(64) float block[P * kBlockSteps * kLanes];
+  for (; panel + P <= part.panel_end; panel += P) {
+    const int64_t k = panel * kPanelRows;
+    const int64_t columns_left = p.K - (panel + P - 1) * kPanelRows;
+    const int64_t last_width = columns_left < kPanelRows ? columns_left : kPanelRows;
+    for (int64_t n = 0; n < p.N; n += kBlockSteps) {
+      const int64_t steps = p.N - n < kBlockSteps ? p.N - n : kBlockSteps;
+      for (int q = 0; q < P; ++q) {
+        transpose_panel(p, k + q * kPanelRows, n, steps, block + q * kBlockSteps * kLanes);
+      }
+      continue_rows<P, Along::kRow>(
+          part.row_end - part.row_begin, p.dy + part.row_begin * p.dy_stride + n, p.dy_stride,
+          block, steps,
+          {p.dx + part.row_begin * p.dx_stride + k, p.dx_stride, kPanelRows, last_width},
+          n == 0 && !p.accumulate);
+    }
+  }
+  if constexpr (P > 1) bwd_input_panels<P / 2>(p, part, panel);
+}
+
+template <int P>
+void bwd_weight_panels(const LinearBwdWeight& p, const Rectangle& part, int64_t panel) {
+  alignas(64) float block[P * kBlockSteps * kLanes];
+  for (; panel + P <= part.panel_end; panel += P) {
+    const int64_t n = panel * kPanelRows;
+    const int64_t columns_left = p.N - (panel + P - 1) * kPanelRows;
+    const int64_t last_width = columns_left < kPanelRows ? columns_left : kPanelRows;
+    for (int64_t t = 0; t < p.T; t += kBlockSteps) {
+      const int64_t steps = p.T - t < kBlockSteps ? p.T - t : kBlockSteps;
+      for (int64_t j = 0; j < steps; ++j) {
+        for (int q = 0; q < P; ++q) {
+          const float* dy = p.dy + (t + j) * p.dy_stride + n + q * kPanelRows;
+          store(block + (q * kBlockSteps + j) * kLanes,
+                q + 1 < P || last_width == kPanelRows ? load(dy) : load_first(dy, last_width));
         }
       }
-    }
-    for (int a = 0; a < T; ++a) {
-      for (int b = 0; b < P; ++b) acc[a][b] = parts[0][a][b];
-    }
-  }
-  for (int a = 0; a < T; ++a) {
-    float* y = q.y + (t + a) * q.y_stride + panel * kPanelRows;
-    for (int b = 0; b < P; ++b) {
-      const int64_t left = q.N - (panel + b) * kPanelRows;
-      if (left >= kPanelRows) {
-        store(y + b * kPanelRows, acc[a][b]);
-      } else {
-        store_first(y + b * kPanelRows, acc[a][b], left);
-      }
+      // The narrow last panel writes its real rows only: padding stays zero even where x is not
+      // finite.
+      continue_rows<P, Along::kColumn>(part.row_end - part.row_begin,
+                                       p.x + t * p.x_stride + part.row_begin, p.x_stride, block,
+                                       steps,
+                                       {p.dw_panels + n * p.K + part.row_begin * kPanelRows,
+                                        kPanelRows, p.K * kPanelRows, last_width},
+                                       false);
     }
   }
-}
-
-template <int P>
-void fwd_tokens(const LinearFwd& q, int64_t t_begin, int64_t t_end, int64_t panel) {
-  int64_t t = t_begin;
-  for (; t + kFwdTokens <= t_end; t += kFwdTokens) fwd_block<kFwdTokens, P>(q, t, panel);
-  switch (t_end - t) {
-    case 5:
-      fwd_block<5, P>(q, t, panel);
-      break;
-    case 4:
-      fwd_block<4, P>(q, t, panel);
-      break;
-    case 3:
-      fwd_block<3, P>(q, t, panel);
-      break;
-    case 2:
-      fwd_block<2, P>(q, t, panel);
-      break;
-    case 1:
-      fwd_block<1, P>(q, t, panel);
-      break;
-    default:
-      break;
-  }
-}
-
-/// out[c][r] = in[r][c] for a block of 8 x 8.
-inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  __m256 r[8], s[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
-  for (int i = 0; i < 4; ++i) {
-    s[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    s[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; ++i) {
-    r[4 * i] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0x44);
-    r[4 * i + 1] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0xEE);
-    r[4 * i + 2] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0x44);
-    r[4 * i + 3] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0xEE);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-
-/// out [cols, out_stride] = transpose of in [rows, cols]; columns rows..out_stride−1 of out are
-/// zeroed.
-void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out,
-               int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) {
-    int64_t c = 0;
-    for (; c + 8 <= cols; c += 8) {
-      transpose8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
-    }
-    for (; c < cols; ++c) {
-      for (int64_t i = 0; i < 8; ++i) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
-    }
-  }
-  for (int64_t c = 0; c < cols; ++c) {
-    for (int64_t i = r; i < rows; ++i) out[c * out_stride + i] = in[i * in_stride + c];
-    for (int64_t i = rows; i < out_stride; ++i) out[c * out_stride + i] = 0.0f;
-  }
-}
-
-/// Back: out [rows, cols] = transpose of in [cols, in_stride].
-void transpose_back(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out,
-                    int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) {
-    int64_t c = 0;
-    for (; c + 8 <= cols; c += 8) {
-      transpose8(in + c * in_stride + r, in_stride, out + r * out_stride + c, out_stride);
-    }
-    for (; c < cols; ++c) {
-      for (int64_t i = 0; i < 8; ++i) out[(r + i) * out_stride + c] = in[c * in_stride + r + i];
-    }
-  }
-  for (; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) out[r * out_stride + c] = in[c * in_stride + r];
-  }
-}
-
-/// dxt[k][tokens] += chain over n for V token vectors and C columns; dxt and dyt are token-minor.
-template <int V, int C>
-void bwd_input_block(const float* dyt, const float* w_panels, int64_t N, int64_t K, int64_t k,
-                     float* dxt) {
-  F16 acc[C][V];
-  for (int c = 0; c < C; ++c) {
-    for (int v = 0; v < V; ++v) acc[c][v] = load(dxt + (k + c) * kLinearTokenBlock + v * kLanes);
-  }
-  for (int64_t n = 0; n < N; ++n) {
-    const float* w = w_panels + (n / kPanelRows) * K * kPanelRows + k * kPanelRows + n % kPanelRows;
-    F16 dy[V];
-    for (int v = 0; v < V; ++v) dy[v] = load(dyt + n * kLinearTokenBlock + v * kLanes);
-    for (int c = 0; c < C; ++c) {
-      const F16 value = set1(w[c * kPanelRows]);
-      for (int v = 0; v < V; ++v) acc[c][v] = fma(dy[v], value, acc[c][v]);
-    }
-  }
-  for (int c = 0; c < C; ++c) {
-    for (int v = 0; v < V; ++v) store(dxt + (k + c) * kLinearTokenBlock + v * kLanes, acc[c][v]);
-  }
-}
-
-template <int P, int C>
-void bwd_weight_block(const LinearBwdWeight& q, int64_t t_begin, int64_t t_end, int64_t panel,
-                      int64_t k) {
-  const int64_t panel_size = q.K * kPanelRows;
-  float* dw = q.dw_panels + panel * panel_size + k * kPanelRows;
-  F16 acc[P][C];
-  for (int p = 0; p < P; ++p) {
-    for (int c = 0; c < C; ++c) acc[p][c] = load(dw + p * panel_size + c * kPanelRows);
-  }
-  const int64_t last = q.N - (panel + P - 1) * kPanelRows;  // rows of the last panel of the block
-  const bool is_full = last >= kPanelRows;
-  for (int64_t t = t_begin; t < t_end; ++t) {
-    const float* x = q.x + t * q.x_stride + k;
-    const float* dy = q.dy + t * q.dy_stride + panel * kPanelRows;
-    F16 rows[P];
-    for (int p = 0; p + 1 < P; ++p) rows[p] = load(dy + p * kPanelRows);
-    rows[P - 1] =
-        is_full ? load(dy + (P - 1) * kPanelRows) : load_first(dy + (P - 1) * kPanelRows, last);
-    for (int c = 0; c < C; ++c) {
-      const F16 value = set1(x[c]);
-      for (int p = 0; p < P; ++p) acc[p][c] = fma(rows[p], value, acc[p][c]);
-    }
-  }
-  for (int p = 0; p < P; ++p) {
-    for (int c = 0; c < C; ++c) store(dw + p * panel_size + c * kPanelRows, acc[p][c]);
-  }
-}
-
-template <int P>
-void bwd_weight_columns(const LinearBwdWeight& q, int64_t t_begin, int64_t t_end, int64_t panel,
-                        int64_t k_begin, int64_t k_end) {
-  int64_t k = k_begin;
-  for (; k + kBwdCols <= k_end; k += kBwdCols) {
-    bwd_weight_block<P, kBwdCols>(q, t_begin, t_end, panel, k);
-  }
-  for (; k + 4 <= k_end; k += 4) bwd_weight_block<P, 4>(q, t_begin, t_end, panel, k);
-  for (; k < k_end; ++k) bwd_weight_block<P, 1>(q, t_begin, t_end, panel, k);
+  if constexpr (P > 1) bwd_weight_panels<P / 2>(p, part, panel);
 }
 
 }  // namespace
 
-void linear_fwd_tile(const LinearFwd& p, int64_t t_begin, int64_t t_end, int64_t panel_begin,
-                     int64_t panel_end) {
-  int64_t panel = panel_begin;
-  if (t_end - t_begin == 1) {
-    for (; panel + kFwdDecodePanels <= panel_end; panel += kFwdDecodePanels) {
-      fwd_block<1, kFwdDecodePanels>(p, t_begin, panel);
-    }
+void linear_fwd_rectangle(const LinearFwd& p, const Rectangle& part) {
+  const int64_t rest = (part.row_end - part.row_begin) % kTileRows;
+  const int64_t full = part.row_end - rest;
+  const int64_t first = part.panel_begin, last = part.panel_end;
+  if (full > part.row_begin) {
+    forward_rows<kTileRows, kTilePanels>(p, part.row_begin, full, first, last);
   }
-  for (; panel + kFwdPanels <= panel_end; panel += kFwdPanels) {
-    fwd_tokens<kFwdPanels>(p, t_begin, t_end, panel);
+  switch (rest) {
+    case 1:
+      return forward_rows<1, panels_for(1)>(p, full, part.row_end, first, last);
+    case 2:
+      return forward_rows<2, panels_for(2)>(p, full, part.row_end, first, last);
+    case 3:
+      return forward_rows<3, panels_for(3)>(p, full, part.row_end, first, last);
+    case 4:
+      return forward_rows<4, panels_for(4)>(p, full, part.row_end, first, last);
+    case 5:
+      return forward_rows<5, panels_for(5)>(p, full, part.row_end, first, last);
+    default:
+      return;
   }
-  if (kFwdPanels > 2 && panel + 2 <= panel_end) {
-    fwd_tokens<2>(p, t_begin, t_end, panel);
-    panel += 2;
-  }
-  for (; panel < panel_end; ++panel) fwd_tokens<1>(p, t_begin, t_end, panel);
 }
 
-void linear_bwd_input_tokens(const LinearBwdInput& p, int64_t t_begin, int64_t t_end,
-                             float* scratch) {
-  float* dyt = scratch;
-  float* dxt = scratch + p.N * kLinearTokenBlock;
-  const int64_t rows = t_end - t_begin;
-  transpose(p.dy + t_begin * p.dy_stride, p.dy_stride, rows, p.N, dyt, kLinearTokenBlock);
-  if (p.accumulate) {
-    transpose(p.dx + t_begin * p.dx_stride, p.dx_stride, rows, p.K, dxt, kLinearTokenBlock);
-  } else {
-    for (int64_t i = 0; i < p.K * kLinearTokenBlock; i += kLanes) store(dxt + i, zero());
-  }
-  const int64_t vectors = (rows + kLanes - 1) / kLanes;
-  for (int64_t v = 0; v < vectors; v += kBwdVectors) {
-    const float* dy = dyt + v * kLanes;
-    float* dx = dxt + v * kLanes;
-    int64_t k = 0;
-    for (; k + kBwdCols <= p.K; k += kBwdCols) {
-      bwd_input_block<kBwdVectors, kBwdCols>(dy, p.w_panels, p.N, p.K, k, dx);
-    }
-    for (; k + 4 <= p.K; k += 4) {
-      bwd_input_block<kBwdVectors, 4>(dy, p.w_panels, p.N, p.K, k, dx);
-    }
-    for (; k < p.K; ++k) bwd_input_block<kBwdVectors, 1>(dy, p.w_panels, p.N, p.K, k, dx);
-  }
-  transpose_back(dxt, kLinearTokenBlock, rows, p.K, p.dx + t_begin * p.dx_stride, p.dx_stride);
+void linear_bwd_input_rectangle(const LinearBwdInput& p, const Rectangle& part) {
+  bwd_input_panels<kTilePanels>(p, part, part.panel_begin);
 }
 
-void linear_bwd_weight_tile(const LinearBwdWeight& p, int64_t panel_begin, int64_t panel_end,
-                            int64_t k_begin, int64_t k_end) {
-  for (int64_t t = 0; t < p.T; t += kWeightTokenChunk) {
-    const int64_t t_end = t + kWeightTokenChunk < p.T ? t + kWeightTokenChunk : p.T;
-    int64_t panel = panel_begin;
-    for (; panel + kBwdPanels <= panel_end; panel += kBwdPanels) {
-      bwd_weight_columns<kBwdPanels>(p, t, t_end, panel, k_begin, k_end);
-    }
-    for (; panel < panel_end; ++panel) {
-      bwd_weight_columns<1>(p, t, t_end, panel, k_begin, k_end);
-    }
-  }
+void linear_bwd_weight_rectangle(const LinearBwdWeight& p, const Rectangle& part) {
+  bwd_weight_panels<kTilePanels>(p, part, part.panel_begin);
 }
 
 }  // namespace FATHOM_ISA

@@ -1,4 +1,4 @@
-// The two builds of linear_cpu.cc: tiles of the three products, called by linear.cc.
+// The two builds of linear_cpu.cc: one rectangle of the result of each product.
 #pragma once
 
 #include <cstdint>
@@ -7,21 +7,20 @@
 
 namespace fathom {
 
-/// Tokens that one call of linear_bwd_input_tokens turns at a time.
-constexpr int64_t kLinearTokenBlock = 32;
+/// Rows and 16-column panels [begin, end) of the result.
+struct Rectangle {
+  int64_t row_begin, row_end;
+  int64_t panel_begin, panel_end;
+};
 
-#define FATHOM_DECLARE_LINEAR(isa)                                                              \
-  namespace isa {                                                                               \
-  /* y of tokens [t_begin, t_end) and panels [panel_begin, panel_end). */                       \
-  void linear_fwd_tile(const LinearFwd& p, int64_t t_begin, int64_t t_end, int64_t panel_begin, \
-                       int64_t panel_end);                                                      \
-  /* dx of tokens [t_begin, t_end), at most kLinearTokenBlock of them.                          \
-     scratch: (N + K) * kLinearTokenBlock floats. */                                            \
-  void linear_bwd_input_tokens(const LinearBwdInput& p, int64_t t_begin, int64_t t_end,         \
-                               float* scratch);                                                 \
-  /* dW of panels [panel_begin, panel_end), columns [k_begin, k_end), all tokens in order. */   \
-  void linear_bwd_weight_tile(const LinearBwdWeight& p, int64_t panel_begin, int64_t panel_end, \
-                              int64_t k_begin, int64_t k_end);                                  \
+#define FATHOM_DECLARE_LINEAR(isa)                                                   \
+  namespace isa {                                                                    \
+  /* rows: tokens; panels: of N */                                                   \
+  void linear_fwd_rectangle(const LinearFwd& p, const Rectangle& part);              \
+  /* rows: tokens; panels: of K */                                                   \
+  void linear_bwd_input_rectangle(const LinearBwdInput& p, const Rectangle& part);   \
+  /* rows: inputs k; panels: of N */                                                 \
+  void linear_bwd_weight_rectangle(const LinearBwdWeight& p, const Rectangle& part); \
   }
 FATHOM_DECLARE_LINEAR(avx2)
 FATHOM_DECLARE_LINEAR(avx512)

@@ -1,21 +1,22 @@
-// y = x Wᵀ and its gradients in fp64, row-major, the plainest way.
+// The three products of linear.h in fp64, W row-major.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace fathom {
 
-/// x [T, K], w [N, K] -> y [T, N].
-std::vector<double> linear_ref(const std::vector<double>& x, const std::vector<double>& w,
-                               int64_t T, int64_t N, int64_t K);
-/// dy [T, N], w [N, K] -> dx [T, K].
-std::vector<double> linear_bwd_input_ref(const std::vector<double>& dy,
-                                         const std::vector<double>& w, int64_t T, int64_t N,
-                                         int64_t K);
-/// dy [T, N], x [T, K] -> dw [N, K].
-std::vector<double> linear_bwd_weight_ref(const std::vector<double>& dy,
-                                          const std::vector<double>& x, int64_t T, int64_t N,
-                                          int64_t K);
+/// y [T, N] = x [T, K] · Wᵀ
+std::vector<double> linear_fwd_ref(int64_t T, int64_t N, int64_t K, const std::vector<double>& x,
+                                   const std::vector<double>& w);
+/// dx [T, K] = dy [T, N] · W
+std::vector<double> linear_bwd_input_ref(int64_t T, int64_t N, int64_t K,
+                                         const std::vector<double>& dy,
+                                         const std::vector<double>& w);
+/// dW [N, K] = dyᵀ · x
+std::vector<double> linear_bwd_weight_ref(int64_t T, int64_t N, int64_t K,
+                                          const std::vector<double>& x,
+                                          const std::vector<double>& dy);
 
 }  // namespace fathom

@@ -1,232 +1,327 @@
 #include "fathom/kernels/linear/linear.h"
 
-#include <gtest/gtest.h>
+#include <limits>
 
-#include <cmath>
-#include <cstring>
-
+#include "fathom/base/error.h"
 #include "fathom/kernels/kernel_test.h"
 #include "fathom/kernels/linear/linear_ref.h"
 
 namespace fathom {
 namespace {
 
+using Floats = std::vector<float>;
+
 struct Shape {
   int64_t T, N, K;
-  int parts = 1;
 };
 
-// Model shapes, odd ones, ragged panels, one token, none.
-const Shape kShapes[] = {{1, 64, 128},     {1, 512, 64},     {7, 33, 50},     {100, 512, 64},
-                         {3, 128, 128, 8}, {37, 100, 64, 4}, {0, 16, 16},     {65, 17, 5},
-                         {130, 24, 512},   {2, 1, 1},        {31, 16, 32, 2}, {6, 200, 13}};
+// Tiles of 6 rows, panels of 16, groups of 4 panels, blocks of 128 steps, rectangles of 96 rows and
+// 16 panels: sizes below, at and above each.
+const std::vector<Shape> kShapes = {
+    {0, 16, 16},   {1, 1, 1},     {1, 24, 17},    {1, 300, 40},   {2, 272, 33},  {3, 100, 16},
+    {4, 64, 64},   {5, 33, 130},  {6, 48, 7},     {7, 16, 129},   {13, 80, 65},  {97, 40, 50},
+    {200, 64, 64}, {131, 20, 31}, {260, 130, 24}, {100, 280, 40}, {390, 20, 70}, {129, 65, 97},
+};
 
-bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-/// The order that the header promises, one element at a time.
-float forward_element(const float* x, const float* w, int64_t K, int parts) {
-  float sums[8];
-  for (int i = 0; i < parts; ++i) {
-    float acc = 0.0f;
-    for (int64_t k = i * K / parts; k < (i + 1) * K / parts; ++k) acc = std::fma(x[k], w[k], acc);
-    sums[i] = acc;
-  }
-  for (int width = 1; width < parts; width *= 2) {
-    for (int i = 0; i < parts; i += 2 * width) sums[i] += sums[i + width];
-  }
-  return sums[0];
+Floats pack(const Floats& row_major, const PanelLayout& layout) {
+  Floats panels(at(layout.size()), 7.0f);
+  pack_panels(row_major.data(), layout, panels.data());
+  return panels;
 }
 
-TEST(LinearTest, ForwardHasThePromisedOrderBitForBit) {
-  for (const Shape& s : kShapes) {
-    const auto x = random_floats(s.T * s.K, -1, 1, 1), w = random_floats(s.N * s.K, -1, 1, 2);
-    const PanelLayout layout{s.N, s.K, 1};
-    std::vector<float> panels(static_cast<size_t>(layout.size()));
-    pack_panels(w.data(), layout, panels.data());
-    for_each_context([&](const ExecContext& ctx, const std::string& name) {
-      // Rows of y stand apart; what lies between them may not be touched.
-      std::vector<float> y(static_cast<size_t>(s.T * (s.N + 3)), 99.0f);
-      linear_fwd(ctx, {.x = x.data(),
-                       .x_stride = s.K,
-                       .w_panels = panels.data(),
-                       .y = y.data(),
-                       .y_stride = s.N + 3,
-                       .T = s.T,
-                       .N = s.N,
-                       .K = s.K,
-                       .num_parts = s.parts});
-      for (int64_t t = 0; t < s.T; ++t) {
-        for (int64_t n = 0; n < s.N + 3; ++n) {
-          const float got = y[static_cast<size_t>(t * (s.N + 3) + n)];
-          const float want =
-              n < s.N ? forward_element(x.data() + t * s.K, w.data() + n * s.K, s.K, s.parts)
-                      : 99.0f;
-          ASSERT_TRUE(same_bits(got, want))
-              << name << " T " << s.T << " N " << s.N << " K " << s.K << " at " << t << "," << n
-              << ": " << got << " " << want;
-        }
+Floats unpack(const Floats& panels, const PanelLayout& layout) {
+  Floats row_major(at(layout.rows * layout.cols), 7.0f);
+  unpack_panels(panels.data(), layout, row_major.data());
+  return row_major;
+}
+
+// The contract of linear.h, one element at a time.
+float chain(float start, int64_t steps, const float* a, int64_t a_step, const float* b,
+            int64_t b_step) {
+  float sum = start;
+  for (int64_t j = 0; j < steps; ++j) sum = std::fma(a[j * a_step], b[j * b_step], sum);
+  return sum;
+}
+
+float chain_tree(int parts, int64_t steps, const float* a, const float* b) {
+  if (parts == 1) return chain(0, steps, a, 1, b, 1);
+  const int half = parts / 2;
+  return chain_tree(half, steps, a, b) +
+         chain_tree(half, steps, a + half * steps, b + half * steps);
+}
+
+Floats fwd_in_order(const Shape& s, const Floats& x, const Floats& w, int parts) {
+  Floats y(at(s.T * s.N));
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t n = 0; n < s.N; ++n) {
+      y[at(t * s.N + n)] = chain_tree(parts, s.K / parts, x.data() + t * s.K, w.data() + n * s.K);
+    }
+  }
+  return y;
+}
+
+Floats bwd_input_in_order(const Shape& s, const Floats& dy, const Floats& w, Floats dx) {
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t k = 0; k < s.K; ++k) {
+      float& sum = dx[at(t * s.K + k)];
+      sum = chain(sum, s.N, dy.data() + t * s.N, 1, w.data() + k, s.K);
+    }
+  }
+  return dx;
+}
+
+Floats bwd_weight_in_order(const Shape& s, const Floats& x, const Floats& dy, Floats dw) {
+  for (int64_t n = 0; n < s.N; ++n) {
+    for (int64_t k = 0; k < s.K; ++k) {
+      float& sum = dw[at(n * s.K + k)];
+      sum = chain(sum, s.T, dy.data() + n, s.N, x.data() + k, s.K);
+    }
+  }
+  return dw;
+}
+
+std::string name_of(const std::string& context, const Shape& s) {
+  return context + ", T " + std::to_string(s.T) + " N " + std::to_string(s.N) + " K " +
+         std::to_string(s.K);
+}
+
+// Rows spread to `stride` floats; the gaps hold `gap`.
+Floats spread(const Floats& dense, int64_t rows, int64_t cols, int64_t stride, float gap) {
+  Floats out(at(rows * stride), gap);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) out[at(r * stride + c)] = dense[at(r * cols + c)];
+  }
+  return out;
+}
+
+TEST(PanelTest, IndexPackAndUnpackAgree) {
+  for (const PanelLayout layout : {PanelLayout{40, 5, 1}, PanelLayout{16, 3, 1},
+                                   PanelLayout{40, 7, 2}, PanelLayout{4, 3, 4}}) {
+    Floats w(at(layout.rows * layout.cols));
+    for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(i + 1);
+    const Floats panels = pack(w, layout);
+    size_t nonzero = 0;
+    for (const float v : panels) nonzero += v != 0;
+    EXPECT_EQ(nonzero, w.size());  // everything else is padding and zero
+    for (int64_t n = 0; n < layout.rows; ++n) {
+      for (int64_t k = 0; k < layout.cols; ++k) {
+        EXPECT_EQ(panels[at(layout.index(n, k))], w[at(n * layout.cols + k)]);
       }
+    }
+    expect_same_bits(unpack(panels, layout), w, "unpack");
+  }
+}
+
+TEST(LinearTest, PartsOfARowParallelProduct) {
+  EXPECT_EQ(num_row_parallel_parts(128), 8);
+  EXPECT_EQ(num_row_parallel_parts(64), 4);
+  EXPECT_EQ(num_row_parallel_parts(96), 2);
+  EXPECT_EQ(num_row_parallel_parts(48), 1);
+  EXPECT_EQ(num_row_parallel_parts(1024, 128), 8);
+  EXPECT_EQ(num_row_parallel_parts(256, 128), 2);
+}
+
+TEST(LinearTest, ForwardIsOneChainPerElement) {
+  for (const Shape& s : kShapes) {
+    const Floats x = random_floats(s.T * s.K, -1, 1, 1), w = random_floats(s.N * s.K, -1, 1, 2);
+    const Floats panels = pack(w, {s.N, s.K, 1});
+    const Floats expected = fwd_in_order(s, x, w, 1);
+    // A chain of K roundings of partial sums below K.
+    const double kd = static_cast<double>(s.K);
+    expect_close(expected, linear_fwd_ref(s.T, s.N, s.K, to_double(x), to_double(w)),
+                 kd * kd * 0x1p-24, 0, name_of("chain", s));
+    const int64_t xs = s.K + 3, ys = s.N + 5;
+    const Floats x_wide = spread(x, s.T, s.K, xs, 1e30f);
+    for_each_context([&](const ExecContext& ctx, const std::string& context) {
+      Floats y(at(s.T * s.N), 9.0f), y_wide(at(s.T * ys), 3.0f);
+      linear_fwd(ctx, {x.data(), s.K, panels.data(), y.data(), s.N, s.T, s.N, s.K});
+      expect_same_bits(y, expected, name_of(context, s));
+      linear_fwd(ctx, {x_wide.data(), xs, panels.data(), y_wide.data(), ys, s.T, s.N, s.K});
+      expect_same_bits(y_wide, spread(expected, s.T, s.N, ys, 3.0f),
+                       name_of(context, s) + ", strided");
     });
   }
 }
 
-TEST(LinearTest, GradientsContinueTheirChainsBitForBit) {
-  for (const Shape& s : kShapes) {
-    const auto x = random_floats(s.T * s.K, -1, 1, 1), w = random_floats(s.N * s.K, -1, 1, 2);
-    const auto dy = random_floats(s.T * s.N, -1, 1, 3), dx0 = random_floats(s.T * s.K, -1, 1, 4);
-    const PanelLayout layout{s.N, s.K, 1};
-    std::vector<float> panels(static_cast<size_t>(layout.size()));
-    pack_panels(w.data(), layout, panels.data());
-    for_each_context([&](const ExecContext& ctx, const std::string& name) {
-      for (bool accumulate : {false, true}) {
-        std::vector<float> dx = dx0;
-        linear_bwd_input(ctx, {.dy = dy.data(),
-                               .dy_stride = s.N,
-                               .w_panels = panels.data(),
-                               .dx = dx.data(),
-                               .dx_stride = s.K,
-                               .T = s.T,
-                               .N = s.N,
-                               .K = s.K,
-                               .accumulate = accumulate});
-        for (int64_t i = 0; i < s.T * s.K; ++i) {
-          float acc = accumulate ? dx0[static_cast<size_t>(i)] : 0.0f;
-          for (int64_t n = 0; n < s.N; ++n) {
-            acc = std::fma(dy[static_cast<size_t>(i / s.K * s.N + n)],
-                           w[static_cast<size_t>(n * s.K + i % s.K)], acc);
-          }
-          ASSERT_TRUE(same_bits(dx[static_cast<size_t>(i)], acc)) << name << " dx " << i;
-        }
-      }
-      std::vector<float> dw = panels, row_major(w.size());
-      linear_bwd_weight(ctx, {.x = x.data(),
-                              .x_stride = s.K,
-                              .dy = dy.data(),
-                              .dy_stride = s.N,
-                              .dw_panels = dw.data(),
-                              .T = s.T,
-                              .N = s.N,
-                              .K = s.K});
-      unpack_panels(dw.data(), layout, row_major.data());
-      for (int64_t i = 0; i < s.N * s.K; ++i) {
-        float acc = w[static_cast<size_t>(i)];
-        for (int64_t t = 0; t < s.T; ++t) {
-          acc = std::fma(dy[static_cast<size_t>(t * s.N + i / s.K)],
-                         x[static_cast<size_t>(t * s.K + i % s.K)], acc);
-        }
-        ASSERT_TRUE(same_bits(row_major[static_cast<size_t>(i)], acc)) << name << " dw " << i;
-      }
-      for (int64_t n = s.N; n % kPanelRows != 0; ++n) {  // padding of the last panel
-        for (int64_t k = 0; k < s.K; ++k)
-          ASSERT_EQ(dw[static_cast<size_t>(layout.index(n, k))], 0.0f);
-      }
-    });
+TEST(LinearTest, PartsAreCombinedByThePairwiseTree) {
+  for (const Shape& s : {Shape{1, 40, 128}, Shape{2, 100, 64}, Shape{7, 64, 256},
+                         Shape{150, 30, 48}, Shape{3, 16, 8}}) {
+    const Floats x = random_floats(s.T * s.K, -1, 1, 3), w = random_floats(s.N * s.K, -1, 1, 4);
+    const Floats panels = pack(w, {s.N, s.K, 1});
+    for (const int parts : {1, 2, 4, 8}) {
+      const Floats expected = fwd_in_order(s, x, w, parts);
+      for_each_context([&](const ExecContext& ctx, const std::string& context) {
+        Floats y(at(s.T * s.N));
+        linear_fwd(ctx, {x.data(), s.K, panels.data(), y.data(), s.N, s.T, s.N, s.K, parts});
+        expect_same_bits(y, expected, name_of(context, s) + ", parts " + std::to_string(parts));
+      });
+    }
   }
 }
 
-TEST(LinearTest, AllThreeProductsAgreeWithTheReference) {
-  for (const Shape& s : kShapes) {
-    const auto x = random_floats(s.T * s.K, -1, 1, 1), w = random_floats(s.N * s.K, -1, 1, 2);
-    const auto dy = random_floats(s.T * s.N, -1, 1, 3);
-    const PanelLayout layout{s.N, s.K, 1};
-    std::vector<float> panels(static_cast<size_t>(layout.size())), zeros(panels.size());
-    pack_panels(w.data(), layout, panels.data());
-    ThreadPool pool(1);
-    const ExecContext ctx{&pool, detect_cpu_isa()};
-    std::vector<float> y(static_cast<size_t>(s.T * s.N)), dx(x.size()), dw(w.size());
-    linear_fwd(ctx, {x.data(), s.K, panels.data(), y.data(), s.N, s.T, s.N, s.K, s.parts});
-    linear_bwd_input(ctx, {dy.data(), s.N, panels.data(), dx.data(), s.K, s.T, s.N, s.K});
-    linear_bwd_weight(ctx, {x.data(), s.K, dy.data(), s.N, zeros.data(), s.T, s.N, s.K});
-    unpack_panels(zeros.data(), layout, dw.data());
-    // A chain of n products of values below 1 errs by at most n·eps·n; it is far smaller in
-    // practice.
-    auto expect_near = [&](const std::vector<float>& got, const std::vector<double>& want,
-                           int64_t n) {
-      for (size_t i = 0; i < got.size(); ++i) {
-        ASSERT_NEAR(got[i], want[i], 6e-8 * static_cast<double>(n * n + 1));
-      }
-    };
-    expect_near(y, linear_ref(to_double(x), to_double(w), s.T, s.N, s.K), s.K);
-    expect_near(dx, linear_bwd_input_ref(to_double(dy), to_double(w), s.T, s.N, s.K), s.N);
-    expect_near(dw, linear_bwd_weight_ref(to_double(dy), to_double(x), s.T, s.N, s.K), s.T);
-  }
-}
-
-TEST(LinearTest, CuttingABatchChangesNoBits) {
-  const int64_t T = 97, N = 48, K = 40;
-  const auto x = random_floats(T * K, -1, 1, 1), dy = random_floats(T * N, -1, 1, 2);
-  ThreadPool pool(2);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
-  const PanelLayout layout{N, K, 1};
-  std::vector<float> whole(static_cast<size_t>(layout.size())), cut = whole;
-  linear_bwd_weight(ctx, {x.data(), K, dy.data(), N, whole.data(), T, N, K});
-  for (int64_t begin : {int64_t{0}, int64_t{13}, int64_t{60}}) {
-    const int64_t end = begin == 0 ? 13 : begin == 13 ? 60 : T;
-    linear_bwd_weight(
-        ctx, {x.data() + begin * K, K, dy.data() + begin * N, N, cut.data(), end - begin, N, K});
-  }
-  EXPECT_EQ(std::memcmp(whole.data(), cut.data(), whole.size() * sizeof(float)), 0);
-}
-
-TEST(LinearTest, GroupedProductsAreTheSingleOnesPerGroup) {
-  const int64_t N = 64, K = 128, groups = 5;
-  const int64_t row_begin[] = {0, 3, 3, 40, 41, 60};
-  const int64_t R = row_begin[groups];
-  const auto x = random_floats(R * K, -1, 1, 1), dy = random_floats(R * N, -1, 1, 2);
-  const PanelLayout layout{N, K, 1};
-  std::vector<std::vector<float>> panels,
-      dw(groups, std::vector<float>(static_cast<size_t>(layout.size())));
-  std::vector<const float*> w_pointers;
-  std::vector<float*> dw_pointers;
-  for (int64_t g = 0; g < groups; ++g) {
-    panels.push_back(random_floats(layout.size(), -1, 1, 10 + static_cast<uint32_t>(g)));
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-    w_pointers.push_back(panels[static_cast<size_t>(g)].data());
-    dw_pointers.push_back(g == 3 ? nullptr : dw[static_cast<size_t>(g)].data());
-  }
-  for_each_context([&](const ExecContext& ctx, const std::string& name) {
-    for (auto& d : dw) std::fill(d.begin(), d.end(), 0.0f);
-    const GroupedLinear g{groups, row_begin, N, K};
-    std::vector<float> y(static_cast<size_t>(R * N)), dx(static_cast<size_t>(R * K));
-    grouped_linear_fwd(ctx, g, x.data(), w_pointers.data(), y.data(), 4);
-    grouped_linear_bwd_input(ctx, g, dy.data(), w_pointers.data(), dx.data(), false);
-    grouped_linear_bwd_weight(ctx, g, x.data(), dy.data(), dw_pointers.data());
-    for (int64_t i = 0; i < groups; ++i) {
-      const int64_t b = row_begin[i], n = row_begin[i + 1] - b;
-      std::vector<float> y1(static_cast<size_t>(n * N)), dx1(static_cast<size_t>(n * K));
-      std::vector<float> dw1(static_cast<size_t>(layout.size()));
-      linear_fwd(
-          ctx, {x.data() + b * K, K, w_pointers[static_cast<size_t>(i)], y1.data(), N, n, N, K, 4});
-      linear_bwd_input(
-          ctx, {dy.data() + b * N, N, w_pointers[static_cast<size_t>(i)], dx1.data(), K, n, N, K});
-      if (i != 3)
-        linear_bwd_weight(ctx, {x.data() + b * K, K, dy.data() + b * N, N, dw1.data(), n, N, K});
-      EXPECT_EQ(std::memcmp(y.data() + b * N, y1.data(), y1.size() * sizeof(float)), 0) << name;
-      EXPECT_EQ(std::memcmp(dx.data() + b * K, dx1.data(), dx1.size() * sizeof(float)), 0) << name;
-      EXPECT_EQ(dw[static_cast<size_t>(i)], dw1) << name;
+TEST(LinearTest, OneBlockOfABlockedLayoutIsAMatrixOfItsOwn) {
+  const int64_t blocks = 3, n = 20, K = 33, T = 9;
+  const Floats x = random_floats(T * K, -1, 1, 5), w = random_floats(blocks * n * K, -1, 1, 6);
+  const PanelLayout layout{blocks * n, K, blocks};
+  const Floats panels = pack(w, layout);
+  for_each_context([&](const ExecContext& ctx, const std::string& context) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      Floats y(at(T * n));
+      linear_fwd(ctx, {x.data(), K, panels.data() + b * layout.block_size(), y.data(), n, T, n, K});
+      const Floats wb(w.begin() + b * n * K, w.begin() + (b + 1) * n * K);
+      expect_same_bits(y, fwd_in_order({T, n, K}, x, wb, 1), context);
     }
   });
 }
 
-TEST(LinearTest, PanelsRoundTripWithBlocks) {
-  const PanelLayout layout{24, 7, 3};  // blocks of 8 rows, half a panel each
-  const auto w = random_floats(24 * 7, -1, 1, 5);
-  std::vector<float> panels(static_cast<size_t>(layout.size())), back(w.size());
-  pack_panels(w.data(), layout, panels.data());
-  unpack_panels(panels.data(), layout, back.data());
-  EXPECT_EQ(back, w);
-  EXPECT_EQ(layout.size(), 3 * 16 * 7);
+TEST(LinearTest, InputGradientIsOneChainPerElement) {
+  for (const Shape& s : kShapes) {
+    const Floats dy = random_floats(s.T * s.N, -1, 1, 7), w = random_floats(s.N * s.K, -1, 1, 8),
+                 before = random_floats(s.T * s.K, -1, 1, 9);
+    const Floats panels = pack(w, {s.N, s.K, 1});
+    const Floats fresh = bwd_input_in_order(s, dy, w, Floats(before.size()));
+    const Floats added = bwd_input_in_order(s, dy, w, before);
+    const double nd = static_cast<double>(s.N);
+    expect_close(fresh, linear_bwd_input_ref(s.T, s.N, s.K, to_double(dy), to_double(w)),
+                 nd * nd * 0x1p-24, 0, name_of("chain", s));
+    const int64_t dys = s.N + 1, dxs = s.K + 2;
+    const Floats dy_wide = spread(dy, s.T, s.N, dys, 1e30f);
+    for_each_context([&](const ExecContext& ctx, const std::string& context) {
+      Floats dx(before.size(), 9.0f), dx_wide = spread(before, s.T, s.K, dxs, 3.0f);
+      linear_bwd_input(ctx, {dy.data(), s.N, panels.data(), dx.data(), s.K, s.T, s.N, s.K});
+      expect_same_bits(dx, fresh, name_of(context, s));
+      linear_bwd_input(
+          ctx, {dy_wide.data(), dys, panels.data(), dx_wide.data(), dxs, s.T, s.N, s.K, true});
+      expect_same_bits(dx_wide, spread(added, s.T, s.K, dxs, 3.0f),
+                       name_of(context, s) + ", accumulated");
+    });
+  }
 }
 
-TEST(LinearTest, NumberOfPartsFollowsTheRule) {
-  EXPECT_EQ(num_row_parallel_parts(128), 8);
-  EXPECT_EQ(num_row_parallel_parts(64), 4);
-  EXPECT_EQ(num_row_parallel_parts(32), 2);
-  EXPECT_EQ(num_row_parallel_parts(48), 1);
-  EXPECT_EQ(num_row_parallel_parts(96), 2);
-  EXPECT_EQ(num_row_parallel_parts(2048, 128), 8);
-  EXPECT_EQ(num_row_parallel_parts(17), 1);
+TEST(LinearTest, WeightGradientContinuesItsChain) {
+  for (const Shape& s : kShapes) {
+    const Floats x = random_floats(s.T * s.K, -1, 1, 10), dy = random_floats(s.T * s.N, -1, 1, 11),
+                 before = random_floats(s.N * s.K, -1, 1, 12);
+    const PanelLayout layout{s.N, s.K, 1};
+    const Floats expected = bwd_weight_in_order(s, x, dy, before);
+    const double td = static_cast<double>(s.T);
+    expect_close(bwd_weight_in_order(s, x, dy, Floats(before.size())),
+                 linear_bwd_weight_ref(s.T, s.N, s.K, to_double(x), to_double(dy)),
+                 td * td * 0x1p-24, 0, name_of("chain", s));
+    const int64_t xs = s.K + 3, dys = s.N + 1;
+    const Floats x_wide = spread(x, s.T, s.K, xs, 1e30f),
+                 dy_wide = spread(dy, s.T, s.N, dys, 1e30f);
+    for_each_context([&](const ExecContext& ctx, const std::string& context) {
+      Floats dw = pack(before, layout);
+      linear_bwd_weight(ctx, {x.data(), s.K, dy.data(), s.N, dw.data(), s.T, s.N, s.K});
+      // Equal panels: the padding is still zero.
+      expect_same_bits(dw, pack(expected, layout), name_of(context, s));
+      // Two micro-batches, strided.
+      Floats cut = pack(before, layout);
+      const int64_t first = s.T / 3;
+      linear_bwd_weight(ctx, {x_wide.data(), xs, dy_wide.data(), dys, cut.data(), first, s.N, s.K});
+      linear_bwd_weight(ctx, {x_wide.data() + first * xs, xs, dy_wide.data() + first * dys, dys,
+                              cut.data(), s.T - first, s.N, s.K});
+      expect_same_bits(cut, dw, name_of(context, s) + ", two micro-batches");
+    });
+  }
+}
+
+TEST(LinearTest, PaddingStaysZeroWhereInputsAreNotFinite) {
+  const int64_t T = 3, N = 5, K = 4;
+  const float inf = std::numeric_limits<float>::infinity();
+  const Floats x(at(T * K), inf), dy(at(T * N), 1.0f);
+  const PanelLayout layout{N, K, 1};
+  for_each_context([&](const ExecContext& ctx, const std::string& context) {
+    Floats dw(at(layout.size()));
+    linear_bwd_weight(ctx, {x.data(), K, dy.data(), N, dw.data(), T, N, K});
+    expect_same_bits(dw, pack(Floats(at(N * K), inf), layout), context);
+  });
+}
+
+TEST(LinearTest, RowsDoNotDependOnTheirNeighbours) {
+  const Shape s{50, 130, 96};
+  const Floats x = random_floats(s.T * s.K, -1, 1, 13), w = random_floats(s.N * s.K, -1, 1, 14);
+  const Floats panels = pack(w, {s.N, s.K, 1});
+  for_each_context([&](const ExecContext& ctx, const std::string& context) {
+    Floats all(at(s.T * s.N));
+    linear_fwd(ctx, {x.data(), s.K, panels.data(), all.data(), s.N, s.T, s.N, s.K, 2});
+    for (const int64_t rows : {1, 2, 3, 4, 5, 17}) {
+      Floats cut(all.size());
+      for (int64_t t = 0; t < s.T; t += rows) {
+        const int64_t n = std::min(rows, s.T - t);
+        linear_fwd(ctx, {x.data() + t * s.K, s.K, panels.data(), cut.data() + t * s.N, s.N, n, s.N,
+                         s.K, 2});
+      }
+      expect_same_bits(cut, all, context + ", rows " + std::to_string(rows));
+    }
+  });
+}
+
+TEST(LinearTest, GroupsAreTheirOwnProducts) {
+  const int64_t N = 72, K = 48;
+  const std::vector<int64_t> begin = {0, 0, 1, 8, 8, 120, 122};
+  const int64_t groups = static_cast<int64_t>(begin.size()) - 1, R = begin.back();
+  const Floats x = random_floats(R * K, -1, 1, 15), dy = random_floats(R * N, -1, 1, 16),
+               dx_before = random_floats(R * K, -1, 1, 17);
+  const PanelLayout layout{N, K, 1};
+  std::vector<Floats> w, dw_before;
+  std::vector<const float*> w_panels;
+  for (int64_t g = 0; g < groups; ++g) {
+    w.push_back(pack(random_floats(N * K, -1, 1, static_cast<uint32_t>(20 + g)), layout));
+    dw_before.push_back(pack(random_floats(N * K, -1, 1, static_cast<uint32_t>(40 + g)), layout));
+  }
+  for (const Floats& m : w) w_panels.push_back(m.data());
+  const GroupedLinear problem{groups, begin.data(), N, K};
+  for_each_context([&](const ExecContext& ctx, const std::string& context) {
+    Floats y(at(R * N)), dx(at(R * K), 9.0f), dx_added = dx_before;
+    std::vector<Floats> dw = dw_before;
+    std::vector<float*> dw_panels;
+    for (Floats& m : dw) dw_panels.push_back(m.data());
+    dw_panels[2] = nullptr;
+    grouped_linear_fwd(ctx, problem, x.data(), w_panels.data(), y.data(), 4);
+    grouped_linear_bwd_input(ctx, problem, dy.data(), w_panels.data(), dx.data(), false);
+    grouped_linear_bwd_input(ctx, problem, dy.data(), w_panels.data(), dx_added.data(), true);
+    grouped_linear_bwd_weight(ctx, problem, x.data(), dy.data(), dw_panels.data());
+
+    Floats y1(y.size()), dx1(dx.size()), dx1_added = dx_before;
+    std::vector<Floats> dw1 = dw_before;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t r = begin[at(g)], T = begin[at(g + 1)] - r;
+      linear_fwd(ctx, {x.data() + r * K, K, w_panels[at(g)], y1.data() + r * N, N, T, N, K, 4});
+      linear_bwd_input(ctx,
+                       {dy.data() + r * N, N, w_panels[at(g)], dx1.data() + r * K, K, T, N, K});
+      linear_bwd_input(
+          ctx, {dy.data() + r * N, N, w_panels[at(g)], dx1_added.data() + r * K, K, T, N, K, true});
+      if (g == 2) continue;
+      linear_bwd_weight(ctx,
+                        {x.data() + r * K, K, dy.data() + r * N, N, dw1[at(g)].data(), T, N, K});
+    }
+    expect_same_bits(y, y1, context + " y");
+    expect_same_bits(dx, dx1, context + " dx");
+    expect_same_bits(dx_added, dx1_added, context + " dx added");
+    for (int64_t g = 0; g < groups; ++g) {
+      expect_same_bits(dw[at(g)], dw1[at(g)], context + " dw of group " + std::to_string(g));
+    }
+  });
+}
+
+TEST(LinearTest, WrongSizesAreRefused) {
+  const Floats x(64), w(64 * 16);
+  Floats y(64);
+  for_each_context([&](const ExecContext& ctx, const std::string&) {
+    EXPECT_THROW(linear_fwd(ctx, {x.data(), 8, w.data(), y.data(), 16, 1, 16, 8, 3}),
+                 InternalError);
+    EXPECT_THROW(linear_fwd(ctx, {x.data(), 7, w.data(), y.data(), 16, 1, 16, 8}), InternalError);
+    EXPECT_THROW(linear_fwd(ctx, {x.data(), 8, w.data(), y.data(), 15, 1, 16, 8}), InternalError);
+    EXPECT_THROW(linear_fwd(ctx, {x.data(), 8, w.data(), y.data(), 16, 1, 0, 8}), InternalError);
+    EXPECT_THROW(linear_bwd_input(ctx, {x.data(), 15, w.data(), y.data(), 8, 1, 16, 8}),
+                 InternalError);
+    EXPECT_THROW(linear_bwd_weight(ctx, {x.data(), 7, y.data(), 16, y.data(), 1, 16, 8}),
+                 InternalError);
+  });
 }
 
 }  // namespace
