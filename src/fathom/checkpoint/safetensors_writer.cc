@@ -1,0 +1,125 @@
+#include "fathom/checkpoint/safetensors_writer.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+
+#include "fathom/base/error.h"
+#include "fathom/base/json.h"
+
+namespace fathom {
+
+int64_t TensorSpec::num_bytes() const {
+  int64_t n = dtype_size(dtype);
+  for (const int64_t d : shape) n *= d;
+  return n;
+}
+
+namespace {
+
+std::vector<TensorSpec> sorted(std::vector<TensorSpec> specs) {
+  // DType lists the types in the format's order, narrow ones first.
+  std::sort(specs.begin(), specs.end(), [](const TensorSpec& a, const TensorSpec& b) {
+    return a.dtype != b.dtype ? a.dtype > b.dtype : a.name < b.name;
+  });
+  return specs;
+}
+
+}  // namespace
+
+SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<TensorSpec> specs,
+                                     std::map<std::string, std::string> metadata)
+    : specs_(sorted(std::move(specs))), file_(path) {
+  std::set<std::string_view> names;
+  for (const TensorSpec& spec : specs_) {
+    FATHOM_ASSERT(names.insert(spec.name).second, path, ": ", spec.name, " is written twice");
+  }
+  // Built as text: looking names up in a JSON object that keeps its order takes quadratic time.
+  std::string text = "{";
+  if (!metadata.empty()) text += "\"__metadata__\":" + Json(metadata).dump();
+  int64_t position = 0;
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    const TensorSpec& spec = specs_[i];
+    const int64_t end = position + spec.num_bytes();
+    text += str_cat(text.size() > 1 ? "," : "", Json(spec.name).dump(), ":{\"dtype\":\"",
+                    dtype_name(spec.dtype), "\",\"shape\":", Json(spec.shape).dump(),
+                    ",\"data_offsets\":[", position, ",", end, "]}");
+    position = end;
+  }
+  text += "}";
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts on a multiple of 8
+  const uint64_t size = text.size();
+  file_.write(&size, sizeof(size));
+  file_.write(text.data(), static_cast<int64_t>(text.size()));
+  skip_complete();
+}
+
+void SafetensorsWriter::skip_complete() {
+  while (next_ < specs_.size() && written_ == specs_[next_].num_bytes()) {
+    ++next_;
+    written_ = 0;
+  }
+}
+
+void SafetensorsWriter::write(const std::string& name, const void* data, int64_t num_bytes) {
+  if (num_bytes == 0) return;
+  FATHOM_ASSERT(next_ < specs_.size() && specs_[next_].name == name, name, " is not next");
+  FATHOM_ASSERT(written_ + num_bytes <= specs_[next_].num_bytes(), name, " gets too many bytes");
+  file_.write(data, num_bytes);
+  written_ += num_bytes;
+  skip_complete();
+}
+
+void SafetensorsWriter::finish() {
+  FATHOM_ASSERT(next_ == specs_.size(), specs_[next_].name, " is not complete");
+  file_.finish();
+}
+
+void write_safetensors(const std::string& path,
+                       const std::vector<std::pair<std::string, Tensor>>& tensors,
+                       std::map<std::string, std::string> metadata) {
+  std::vector<TensorSpec> specs;
+  std::map<std::string, const Tensor*> by_name;
+  for (const auto& [name, tensor] : tensors) {
+    specs.push_back({name, tensor.dtype(), tensor.shape()});
+    by_name[name] = &tensor;
+  }
+  SafetensorsWriter writer(path, std::move(specs), std::move(metadata));
+  for (const TensorSpec& spec : writer.order()) {
+    const Tensor& tensor = *by_name.at(spec.name);
+    writer.write(spec.name, tensor.bytes(), tensor.num_bytes());
+  }
+  writer.finish();
+}
+
+std::vector<ShardPlan> plan_shards(const std::vector<TensorSpec>& specs, int64_t max_shard_bytes) {
+  std::vector<ShardPlan> shards(1);
+  int64_t shard_bytes = 0;
+  for (const TensorSpec& spec : specs) {
+    if (!shards.back().specs.empty() && shard_bytes + spec.num_bytes() > max_shard_bytes) {
+      shards.emplace_back();
+      shard_bytes = 0;
+    }
+    shards.back().specs.push_back(spec);
+    shard_bytes += spec.num_bytes();
+  }
+  for (size_t i = 0; i < shards.size(); ++i) {
+    char name[64] = "model.safetensors";
+    if (shards.size() > 1) {
+      std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
+    }
+    shards[i].file_name = name;
+  }
+  return shards;
+}
+
+void write_safetensors_index(const std::string& directory,
+                             const std::map<std::string, std::string>& weight_map,
+                             int64_t total_bytes) {
+  Json index;
+  index["metadata"]["total_size"] = total_bytes;
+  index["weight_map"] = weight_map;
+  write_file_atomic(join_path(directory, "model.safetensors.index.json"), index.dump(2) + "\n");
+}
+
+}  // namespace fathom
