@@ -19,7 +19,8 @@ struct RopeScaling {  // YaRN; factor 1 means none
 /// (docs: spec of the model, section on RoPE), rounded once to fp32.
 ///   dim(n) = rope_dim·ln(original/(2πn)) / (2·ln base); low = max(floor(dim(beta_fast)), 0);
 ///   high = min(ceil(dim(beta_slow)), rope_dim − 1); ramp_i = clamp((i−low)/(high−low), 0, 1)
-///   (high == low: high += 0.001, as public implementations do); f_i ← f_i/factor·ramp + f_i·(1−ramp)
+///   (high == low: high += 0.001, as public implementations do); f_i ← f_i/factor·ramp +
+///   f_i·(1−ramp)
 std::vector<float> rope_frequencies(int64_t rope_dim, double base, const RopeScaling& scaling);
 
 /// cos and sin for the positions at hand: angle = float(position)·f_i rounded to fp32, its sine and
