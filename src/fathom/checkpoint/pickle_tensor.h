@@ -1,0 +1,42 @@
+// One tensor as torch.save writes it: its pickle, and the whole archive around it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fathom/checkpoint/pickle.h"
+#include "fathom/checkpoint/zip.h"
+#include "fathom/numerics/dtype.h"
+
+namespace fathom {
+
+/// "bfloat16" for kBF16, and back.
+std::string_view torch_dtype_name(DType dtype);
+std::optional<DType> dtype_from_torch_name(std::string_view name);
+
+/// Writes the archive that torch.save makes of one contiguous CPU tensor, byte for byte.
+/// @param data row-major elements.
+/// @param alignment of the elements from the archive's start: 64 (torch's) or another power of two
+/// up to 4096.
+/// @return bytes written.
+int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape, const void* data,
+                             int64_t alignment, const ByteSink& sink);
+
+/// A view of the elements inside an archive.
+struct TensorView {
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  std::span<const uint8_t> data;  // row-major
+};
+
+/// Reads such an archive, ours or Python's.
+/// @param verify also compares the stored CRC.
+/// Errors: UserError for anything but one plain tensor that is stored contiguously.
+TensorView read_tensor_archive(std::span<const uint8_t> archive, const std::string& origin,
+                               bool verify);
+
+}  // namespace fathom
