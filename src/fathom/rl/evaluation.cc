@@ -1,0 +1,54 @@
+#include "fathom/rl/evaluation.h"
+
+#include <algorithm>
+#include <map>
+
+namespace fathom {
+namespace {
+
+// Keeps the noise of evaluations apart from that of rollouts with the same seed.
+constexpr uint64_t kEvaluationSalt = 0xE7A1E7A1E7A1E7A1ull;
+
+}  // namespace
+
+EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
+                          const EvaluationOptions& options) {
+  const int64_t n = options.n_samples_per_prompt;
+  std::map<int64_t, size_t> prompt_of;  // by request id
+  for (size_t p = 0; p < prompts.size(); ++p) {
+    Request request;
+    request.prompt_ids = prompts[p].tokens;
+    request.sampling = options.sampling;
+    for (int64_t j = 0; j < n; ++j) {
+      request.seeds.push_back(sample_seed(mix64(options.seed, kEvaluationSalt),
+                                          static_cast<uint64_t>(static_cast<int64_t>(p) * n + j)));
+    }
+    prompt_of[engine->submit(std::move(request))] = p;
+  }
+  EvaluationResult result;
+  result.samples.resize(prompts.size() * static_cast<size_t>(n));
+  double truncated = 0.0, reward = 0.0, tokens = 0.0;
+  for (const Completion& c : engine->run_until_done()) {
+    const size_t p = prompt_of.at(c.request_id);
+    Sample& s = result.samples[p * static_cast<size_t>(n) + static_cast<size_t>(c.sample)];
+    s.prompt = prompts[p].text;
+    s.label = prompts[p].label;
+    s.response = c.text;
+    s.response_length = static_cast<int64_t>(c.token_ids.size());
+    s.status = c.finish_reason == FinishReason::kStop ? SampleStatus::kCompleted
+                                                      : SampleStatus::kTruncated;
+    if (s.status == SampleStatus::kCompleted) {
+      s.reward = compute_reward(options.reward, s.response, s.label);
+    }
+    reward += s.reward;
+    truncated += s.status == SampleStatus::kTruncated;
+    tokens += static_cast<double>(s.response_length);
+  }
+  const double count = static_cast<double>(std::max<size_t>(1, result.samples.size()));
+  result.mean_reward = reward / count;
+  result.truncated_ratio = truncated / count;
+  result.mean_response_length = tokens / count;
+  return result;
+}
+
+}  // namespace fathom

@@ -1,0 +1,33 @@
+// Accuracy of the current weights on a prompt file.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fathom/data/prompt.h"
+#include "fathom/data/sample.h"
+#include "fathom/reward/reward.h"
+#include "fathom/rollout/engine.h"
+
+namespace fathom {
+
+struct EvaluationOptions {
+  SamplingParams sampling;
+  int64_t n_samples_per_prompt = 1;
+  uint64_t seed = 42;  // of sampled evaluations; apart from the run's rollout seeds
+  RewardType reward = RewardType::kMath;
+};
+
+struct EvaluationResult {
+  double mean_reward = 0.0;
+  double truncated_ratio = 0.0;
+  double mean_response_length = 0.0;  // tokens
+  std::vector<Sample> samples;        // prompt by prompt
+};
+
+/// Every prompt, n samples each. The same weights, prompts and options give the same result.
+EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
+                          const EvaluationOptions& options);
+
+}  // namespace fathom

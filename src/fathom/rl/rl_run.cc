@@ -1,0 +1,292 @@
+#include "fathom/rl/rl_run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+#include "fathom/base/error.h"
+#include "fathom/base/log.h"
+#include "fathom/checkpoint/training_state.h"
+#include "fathom/rl/rl_options.h"
+#include "fathom/rl/summary.h"
+#include "fathom/train/advantage.h"
+
+namespace fathom {
+namespace {
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string number(const char* format, double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, value);
+  return text;
+}
+
+std::string step_name(const std::string& name, int64_t rollout_id) {
+  // The evaluation before training has no step of its own: "start".
+  char text[160];
+  if (rollout_id < 0) {
+    std::snprintf(text, sizeof text, "%s_start.jsonl", name.c_str());
+  } else {
+    std::snprintf(text, sizeof text, "%s_%07ld.jsonl", name.c_str(), static_cast<long>(rollout_id));
+  }
+  return text;
+}
+
+std::vector<float> all_gate_biases(const Weights& weights) {
+  std::vector<float> bias;
+  for (const LayerWeights& layer : weights.layers) {
+    if (!layer.ffn.bias) continue;
+    const float* data = layer.ffn.bias->data();
+    bias.insert(bias.end(), data, data + layer.ffn.bias->numel());
+  }
+  return bias;
+}
+
+}  // namespace
+
+RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
+             const config::Options& options, const std::string& run_path, const Json& config)
+    : ctx_(ctx),
+      weights_(weights),
+      tokenizer_(tokenizer),
+      options_(options),
+      directory_(run_path, config),
+      process_start_seconds_(now_seconds()) {
+  log_to_file(join_path(run_path, "run.log"));
+  read_data();
+  steps_per_rollout_ = steps_per_rollout(options_);
+  num_rollouts_ = fathom::num_rollouts(options_, static_cast<int64_t>(prompts_.size()));
+  policy_ = policy_step_options(options_);
+  schedule_ = lr_schedule_options(options_.optimizer, num_rollouts_ * steps_per_rollout_);
+  cursor_ = std::make_unique<PromptCursor>(static_cast<int64_t>(prompts_.size()),
+                                           options_.data.rollout_shuffle,
+                                           static_cast<uint64_t>(options_.data.rollout_seed));
+  collector_ =
+      std::make_unique<RolloutCollector>(prompts_, cursor_.get(), collector_options(options_));
+  engine_ = std::make_unique<Engine>(
+      ctx_, *weights_,
+      EngineOptions{.max_running_requests = options_.engine.max_running_requests,
+                    .chunked_prefill_size = options_.engine.chunked_prefill_size,
+                    .page_size = options_.engine.page_size.value_or(0),
+                    .token_bytes = [this](int32_t id) { return tokenizer_.token_bytes(id); }});
+  const bool freeze_gate = options_.train.moe_router_freeze_gate;
+  optimizer_ = std::make_unique<Optimizer>(
+      *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
+        return !p.name.starts_with("mtp.") && !(freeze_gate && p.name.ends_with(".gate.weight"));
+      });
+  frozen_bias_ = all_gate_biases(*weights_);
+  resume();
+  metrics_ = std::make_unique<MetricsWriter>(run_path, first_rollout_ == 0 ? -1 : first_rollout_);
+}
+
+RlRun::~RlRun() { log_to_file(""); }
+
+void RlRun::read_data() {
+  if (!options_.data.prompt_data)
+    throw ConfigError("--prompt-data is needed: a .jsonl file of prompts");
+  prompts_ = read_prompt_file(options_, *options_.data.prompt_data, tokenizer_, false).prompts;
+  const std::vector<std::string>& eval = options_.eval.eval_prompt_data;
+  if (!options_.eval.eval_interval) return;
+  if (eval.empty() || (eval.size() > 1 && eval.size() % 2 != 0)) {
+    throw ConfigError(str_cat("--eval-prompt-data: needs NAME PATH pairs, got ", eval.size(),
+                              " values; --eval-interval asks for evaluations"));
+  }
+  for (size_t i = 0; i < eval.size(); i += 2) {
+    const std::string name = eval.size() == 1 ? "aime" : eval[i];
+    const std::string path = eval.size() == 1 ? eval[0] : eval[i + 1];
+    evaluation_sets_.push_back({name, read_prompt_file(options_, path, tokenizer_, true).prompts});
+  }
+}
+
+bool RlRun::is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const {
+  return interval && ((rollout_id + 1) % *interval == 0 || rollout_id + 1 == num_rollouts_);
+}
+
+void RlRun::run() {
+  if (first_rollout_ == 0 && !evaluation_sets_.empty() && !options_.eval.skip_eval_before_train) {
+    const MetricList evaluation = evaluate_all(-1);
+    metrics_->write(-1, evaluation);
+  }
+  for (int64_t id = first_rollout_; id < num_rollouts_; ++id) {
+    run_step(id);
+    if (options_.debug.debug_exit_after_rollout &&
+        id - first_rollout_ + 1 >= *options_.debug.debug_exit_after_rollout) {
+      log_info("stopped after ", id - first_rollout_ + 1,
+               " rollouts, as asked; the run is not finished");
+      return;
+    }
+  }
+  print_summary();
+}
+
+void RlRun::run_step(int64_t rollout_id) {
+  const double start = now_seconds();
+  engine_->set_weight_version(rollout_id + 1);
+  const RolloutResult rollout = collector_->collect(engine_.get());
+  const double rolled_out = now_seconds();
+  MetricList metrics = rollout_metrics(rollout);
+  std::vector<const Sample*> samples;
+  double response_tokens = 0.0;
+  for (const SampleGroup& group : rollout.groups) {
+    for (const Sample& s : group) {
+      samples.push_back(&s);
+      response_tokens += static_cast<double>(s.response_length);
+    }
+  }
+  directory_.write_samples("rollout", step_name("rollout", rollout_id), samples);
+
+  const double train_start = now_seconds();
+  if (!options_.debug.debug_rollout_only) {
+    const MetricList train_metrics = train(rollout_id, rollout);
+    metrics.insert(metrics.end(), train_metrics.begin(), train_metrics.end());
+  }
+  const double trained = now_seconds();
+  if (rollout_id == first_rollout_) {
+    log_info("first optimizer step ", number("%.2f", trained - process_start_seconds_),
+             " s after the run was opened (evaluation included)");
+  }
+  metrics.insert(metrics.end(),
+                 {{"rollout/step", static_cast<double>(rollout_id)},
+                  {"rollout/weight_version/mean", static_cast<double>(rollout_id + 1)},
+                  {"perf/rollout_time", rolled_out - start},
+                  {"perf/tokens_per_gpu_per_sec", response_tokens / (rolled_out - start)},
+                  {"perf/train_time", trained - train_start},
+                  {"perf/step_time", trained - start}});
+  if (!evaluation_sets_.empty() && is_due(options_.eval.eval_interval, rollout_id)) {
+    const MetricList evaluation = evaluate_all(rollout_id);
+    metrics.insert(metrics.end(), evaluation.begin(), evaluation.end());
+  }
+  metrics_->write(rollout_id, metrics);
+  log_info(step_line(rollout_id, num_rollouts_, metrics));
+  if (!options_.launch.skip_saving && is_due(options_.checkpoint.save_interval, rollout_id)) {
+    save(rollout_id);
+  }
+}
+
+MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
+  const bool skip_zero = policy_.loss.entropy_coef == 0.0 && policy_.loss.kl_loss_coef == 0.0;
+  std::vector<TrainSample> samples;
+  for (const SampleGroup& group : rollout.groups) {
+    std::vector<double> rewards;
+    for (const Sample& s : group) rewards.push_back(s.reward);
+    if (!options_.algorithm.disable_rewards_normalization) {
+      rewards = grpo_advantages(rewards, !options_.algorithm.disable_grpo_std_normalization);
+    }
+    for (size_t i = 0; i < group.size(); ++i) samples.push_back({&group[i], rewards[i]});
+  }
+  const size_t per_step = samples.size() / static_cast<size_t>(steps_per_rollout_);
+
+  MetricList metrics;
+  for (int64_t step = 0; step < steps_per_rollout_; ++step) {
+    const auto begin = samples.begin() + step * static_cast<int64_t>(per_step);
+    std::vector<TrainSample> chosen;
+    for (auto it = begin; it != begin + static_cast<int64_t>(per_step); ++it) {
+      if (!skip_zero || it->advantage != 0.0) chosen.push_back(*it);
+    }
+    const auto num_skipped = static_cast<double>(per_step - chosen.size());
+    // A step without a mixed group still steps; its first group runs forward for the P1 metric.
+    if (chosen.empty()) {
+      const auto group =
+          std::min<size_t>(per_step, static_cast<size_t>(options_.rollout.n_samples_per_prompt));
+      chosen.assign(begin, begin + static_cast<int64_t>(group));
+    }
+    const double N = static_cast<double>(per_step);
+    const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_);
+    const double lr = learning_rate(schedule_, rollout_id * steps_per_rollout_ + step);
+    const double grad_norm = optimizer_->step(ctx_, lr);
+    const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
+    if (step == 0) {
+      // Before any update of this rollout: what decode reported must be what the trainer computes.
+      const double difference = m.train_rollout_logprob_abs_diff / forwarded;
+      if (difference != 0.0) {
+        log_warning("step ", rollout_id, ": train_rollout_logprob_abs_diff is ", difference,
+                    ", must be 0: rollout and trainer disagree, which is a bug");
+      }
+      metrics.insert(metrics.end(), {{"train/train_rollout_logprob_abs_diff", difference},
+                                     {"train/train_rollout_kl", m.train_rollout_kl / forwarded}});
+    }
+    if (step + 1 == steps_per_rollout_) {
+      metrics.insert(metrics.end(),
+                     {{"train/loss", m.loss / N},
+                      {"train/pg_loss", m.pg_loss / N},
+                      {"train/entropy_loss", m.entropy / forwarded},
+                      {"train/pg_clipfrac", m.pg_clipfrac / N},
+                      {"train/ppo_kl", m.ppo_kl / N},
+                      {"train/kl_loss", m.kl_loss / forwarded},
+                      {"train/ess_ratio", m.ess_ratio / forwarded},
+                      {"train/grad_norm", grad_norm},
+                      {"train/lr-pg_0", lr},
+                      {"train/num_zero_advantage_samples", num_skipped},
+                      {"train/step", static_cast<double>(rollout_id * steps_per_rollout_ + step)}});
+    }
+  }
+  check_frozen_bias();
+  return metrics;
+}
+
+void RlRun::check_frozen_bias() const {
+  if (!options_.train.freeze_e_score_correction_bias) return;
+  const std::vector<float> now = all_gate_biases(*weights_);
+  FATHOM_ASSERT(now.size() == frozen_bias_.size() &&
+                    std::memcmp(now.data(), frozen_bias_.data(), now.size() * sizeof(float)) == 0,
+                "expert_bias was modified but freeze_e_score_correction_bias is enabled!");
+}
+
+MetricList RlRun::evaluate_all(int64_t rollout_id) {
+  engine_->set_weight_version(rollout_id + 2);
+  MetricList metrics;
+  const double start = now_seconds();
+  auto run_set = [&](const EvaluationSet& set, const std::string& prefix,
+                     const EvaluationOptions& o) {
+    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o);
+    const std::string name = prefix + "/" + set.name;
+    metrics.insert(metrics.end(), {{name, result.mean_reward},
+                                   {name + "-truncated_ratio", result.truncated_ratio},
+                                   {name + "/response_len/mean", result.mean_response_length}});
+    std::vector<const Sample*> samples;
+    for (const Sample& s : result.samples) samples.push_back(&s);
+    directory_.write_samples("eval", step_name(prefix + "_" + set.name, rollout_id), samples);
+    log_info(name, " ", number("%.3f", result.mean_reward), " on ", set.prompts.size(), " prompts");
+  };
+  for (const EvaluationSet& set : evaluation_sets_) {
+    run_set(set, "eval", evaluation_options(options_));
+    if (options_.eval.eval_sampled) {
+      run_set(set, "eval_sampled", sampled_evaluation_options(options_));
+    }
+  }
+  metrics.emplace_back("perf/eval_time", now_seconds() - start);
+  return metrics;
+}
+
+void RlRun::save(int64_t rollout_id) {
+  const Json scalars = {
+      {"rollout_id", rollout_id},     {"optimizer", optimizer_->scalars()},
+      {"cursor", cursor_->to_json()}, {"collector", collector_->to_json()},
+      {"seed", options_.train.seed},  {"rollout_seed", options_.data.rollout_seed},
+      {"buffer", Json::array()}};
+  save_training_state(directory_.checkpoints(), rollout_id, *weights_, optimizer_->moments(),
+                      scalars, options_.checkpoint.save_retain_interval);
+}
+
+void RlRun::resume() {
+  const std::optional<int64_t> latest = latest_training_state(directory_.checkpoints());
+  if (!latest) return;
+  const std::string origin = str_cat("checkpoint of step ", *latest);
+  const Json scalars =
+      load_training_state(directory_.checkpoints(), *latest, weights_, &optimizer_->moments());
+  optimizer_->set_scalars(scalars.at("optimizer"), origin);
+  cursor_->restore(scalars.at("cursor"), origin);
+  collector_->restore(scalars.at("collector"), origin);
+  first_rollout_ = *latest + 1;
+  log_info("resumed after step ", *latest, " of ", num_rollouts_);
+}
+
+void RlRun::print_summary() const {
+  log_info(run_summary(directory_, evaluation_sets_.empty() ? "" : evaluation_sets_[0].name));
+}
+
+}  // namespace fathom

@@ -1,0 +1,79 @@
+// One run of the RL loop: prompts -> rollout -> reward -> train -> evaluate -> save, resumable.
+//
+// Everything that decides the next step is in the checkpoint (masters, Adam moments, counters, data
+// cursor), so a run that is killed and started again ends with the bits of an uninterrupted one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fathom/base/exec_context.h"
+#include "fathom/config/options.h"
+#include "fathom/model/weights.h"
+#include "fathom/observe/metrics.h"
+#include "fathom/rl/evaluation.h"
+#include "fathom/rl/rollout_collector.h"
+#include "fathom/rl/run_directory.h"
+#include "fathom/tokenizer/tokenizer.h"
+#include "fathom/train/lr_schedule.h"
+#include "fathom/train/optimizer.h"
+#include "fathom/train/policy_step.h"
+
+namespace fathom {
+
+/// A held-out prompt file, evaluated greedily and, where asked, by sampling.
+struct EvaluationSet {
+  std::string name;
+  std::vector<Prompt> prompts;
+};
+
+class RlRun {
+ public:
+  /// @param weights the model; changed by training, read by the engine. Outlives the run.
+  /// @param run_path {save-dir}/{run-id}; @param config the resolved options, saved there.
+  /// Errors: UserError (data, directory, damaged checkpoint), ConfigError (options that
+  /// contradict).
+  RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
+        const config::Options& options, const std::string& run_path, const Json& config);
+  ~RlRun();
+
+  /// Runs or resumes to the end. Prints one line a step, the reward curve and answers at the end.
+  void run();
+
+  int64_t num_rollouts() const { return num_rollouts_; }
+
+ private:
+  void read_data();
+  void resume();
+  void run_step(int64_t rollout_id);
+  MetricList train(int64_t rollout_id, const RolloutResult& rollout);
+  MetricList evaluate_all(int64_t rollout_id);
+  void save(int64_t rollout_id);
+  void check_frozen_bias() const;
+  void print_summary() const;
+  bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
+
+  ExecContext ctx_;
+  Weights* weights_;
+  const Tokenizer& tokenizer_;
+  config::Options options_;
+  RunDirectory directory_;
+
+  std::vector<Prompt> prompts_;
+  std::vector<EvaluationSet> evaluation_sets_;
+  std::unique_ptr<PromptCursor> cursor_;
+  std::unique_ptr<RolloutCollector> collector_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<MetricsWriter> metrics_;
+  LrScheduleOptions schedule_;
+  PolicyStepOptions policy_;
+  int64_t num_rollouts_ = 0, steps_per_rollout_ = 1, first_rollout_ = 0;
+  double process_start_seconds_;
+  std::vector<float> frozen_bias_;  // every gate.bias, in order
+};
+
+}  // namespace fathom

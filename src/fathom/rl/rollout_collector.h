@@ -1,0 +1,63 @@
+// Prompts -> graded groups of samples, in the order of submission.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "fathom/base/json.h"
+#include "fathom/data/prompt.h"
+#include "fathom/data/prompt_cursor.h"
+#include "fathom/data/sample.h"
+#include "fathom/reward/reward.h"
+#include "fathom/rollout/engine.h"
+
+namespace fathom {
+
+struct CollectorOptions {
+  int64_t rollout_batch_size = 1;        // groups that a rollout returns
+  int64_t over_sampling_batch_size = 1;  // groups that are submitted at a time
+  int64_t n_samples_per_prompt = 1;
+  bool keep_only_reward_spread = false;  // drop groups whose rewards are all equal
+  SamplingParams sampling;
+  int64_t max_context_tokens = 0;  // prompt and response together; 0: the model's limit alone
+  uint64_t rollout_seed = 42;
+  RewardType reward = RewardType::kMath;
+  bool record_replay = false;
+};
+
+struct RolloutResult {
+  std::vector<SampleGroup> groups;       // rollout_batch_size of them, in the order of submission
+  int64_t num_submitted = 0;             // groups
+  std::map<std::string, int64_t> drops;  // by reason, "zero_std_0.0"
+};
+
+class RolloutCollector {
+ public:
+  RolloutCollector(const std::vector<Prompt>& prompts, PromptCursor* cursor,
+                   const CollectorOptions& options);
+
+  /// Runs the engine until enough groups are accepted. Groups are accepted in the order of
+  /// submission, whatever finished first, so the result does not depend on scheduling; what is
+  /// still running then is aborted, its prompts and sample indices are used up.
+  RolloutResult collect(Engine* engine);
+
+  /// Run-wide counters for checkpoints.
+  Json to_json() const;
+  void restore(const Json& json, const std::string& origin);
+
+ private:
+  int64_t submit_group(Engine* engine, SampleGroup* group);
+  void add_completion(const Completion& completion, SampleGroup* group) const;
+  const std::vector<Prompt>& prompts_;
+  PromptCursor* cursor_;
+  CollectorOptions options_;
+  int64_t next_group_index_ = 0, next_sample_index_ = 0;
+};
+
+/// rollout/* numbers of spec and style: response lengths, truncation, zero-spread groups, raw
+/// reward.
+std::vector<std::pair<std::string, double>> rollout_metrics(const RolloutResult& result);
+
+}  // namespace fathom
