@@ -1,6 +1,6 @@
 // Sums and dot products of a row in the one order that the product uses everywhere on CPU:
-// lane i of 16 takes elements i, i+16, i+32, ... upwards (with fma for products); the lanes are then
-// added by the fixed tree of reduce_add. Missing elements of the last group count as +0.
+// lane i of 16 takes elements i, i+16, i+32, ... upwards (with fma for products); the lanes are
+// then added by the fixed tree of reduce_add. Missing elements of the last group count as +0.
 #pragma once
 
 #include "fathom/numerics/simd.h"

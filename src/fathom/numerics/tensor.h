@@ -31,7 +31,7 @@ class Tensor {
   float* f32() const;
   int32_t* i32() const;
   int64_t* i64() const;
-  uint16_t* u16() const;  // BF16 or F16 bits
+  uint16_t* u16() const;                                           // BF16 or F16 bits
   uint8_t* bytes() const { return static_cast<uint8_t*>(data_); }  // any dtype
 
   /// The same memory with another shape of equal size.
