@@ -124,6 +124,11 @@ std::string required_text(const Json& object, const char* key, const std::string
   return text_or_empty(object, key, where);
 }
 
+// What Python takes for false, besides null.
+bool is_falsy(const Json& value) {
+  return value == false || value == 0 || value == "" || (value.is_structured() && value.empty());
+}
+
 std::string name_of_kind(const Json& item) {
   const Json* type = find(item, "type");
   if (type == nullptr) return "None";
@@ -288,7 +293,7 @@ Message read_message(const Json& json, const std::string& where) {
   }
   read_tools(json, where, message);
   const Json* format = find(json, "response_format");
-  if (format != nullptr && !(format->is_structured() && format->empty())) {
+  if (format != nullptr && !is_falsy(*format)) {
     message.response_format = dump_python_json(*format);
   }
   return message;

@@ -64,12 +64,13 @@ void expect_line_end(std::string_view text) {
   if (text != ">\n") throw Malformed{str_cat("'>' and a newline are expected in a tool call")};
 }
 
-// ` name="NAME">\n`
+// ` name="NAME">\n`, and one more newline where a call has no parameters.
 std::string invoke_name(std::string_view text) {
   while (!text.empty() && std::string_view(" \t\r\n").find(text[0]) != std::string_view::npos) {
     text.remove_prefix(1);
   }
   constexpr std::string_view kOpen = "name=\"", kClose = "\">\n";
+  if (text.ends_with("\n\n")) text.remove_suffix(1);
   if (!text.starts_with(kOpen) || !text.ends_with(kClose) ||
       text.size() < kOpen.size() + kClose.size()) {
     throw Malformed{"a tool call has no name"};

@@ -355,11 +355,14 @@ std::string python_float_repr(double value) {
   for (const char c : text.substr(0, e)) {
     if (c >= '0' && c <= '9') digits.push_back(c);
   }
-  const int point = std::atoi(buffer + e + 1) + 1;
+  const bool is_small = text[e + 1] == '-';
+  int exponent = 0;
+  std::from_chars(buffer + e + 2, last, exponent);
+  if (is_small) exponent = -exponent;
+  const int point = exponent + 1;
   const int count = static_cast<int>(digits.size());
   // repr() leaves the plain form for exponents below -4 and from 16 on.
   if (point <= -4 || point > 16) {
-    const int exponent = point - 1;
     std::string out = sign + digits.substr(0, 1);
     if (count > 1) out += "." + digits.substr(1);
     const std::string magnitude = std::to_string(std::abs(exponent));
