@@ -77,7 +77,7 @@ int64_t Engine::submit(Request request) {
   }
   FATHOM_CHECK(!request.seeds.empty(), "request: no seeds; one for each sample is needed");
   check_sampling_params(request.sampling);
-  FATHOM_CHECK(request.sampling.stop.empty() || options_.token_bytes,
+  FATHOM_CHECK(request.sampling.stop.empty() || options_.append_token,
                "request: stop strings need a tokenizer\n  fix: add the tokenizer's files to the "
                "checkpoint directory, or leave the stop strings out");
 
@@ -200,9 +200,9 @@ void Engine::add_token(RunningSample* sample, const DrawnToken& token) {
   completion.log_probs.push_back(token.log_prob);
   // The ending token has no part in the text, so no stop string is looked for in it.
   if (ends_answer(*sample, token.token_id)) return finish(sample, FinishReason::kStop);
-  if (options_.token_bytes &&
-      sample->text.append(options_.token_bytes(token.token_id), params.stop)) {
-    return finish(sample, FinishReason::kStop);
+  if (options_.append_token) {
+    options_.append_token(token.token_id, sample->text.grow());
+    if (sample->text.cut_at_stop(params.stop)) return finish(sample, FinishReason::kStop);
   }
   if (static_cast<int64_t>(completion.token_ids.size()) == params.max_new_tokens ||
       sample->num_tokens() == config_.max_position_embeddings) {

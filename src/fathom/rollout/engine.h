@@ -10,7 +10,7 @@
 #include <map>
 #include <memory>
 #include <span>
-#include <string_view>
+#include <string>
 #include <vector>
 
 #include "fathom/base/exec_context.h"
@@ -22,14 +22,14 @@
 
 namespace fathom {
 
-/// The bytes of one token. The view must stay valid as long as the engine.
-using TokenBytes = std::function<std::string_view(int32_t token_id)>;
+/// Appends the bytes of one token.
+using AppendToken = std::function<void(int32_t token_id, std::string* text)>;
 
 struct EngineOptions {
   int64_t max_running_requests = 64;
   int64_t chunked_prefill_size = 2048;
-  int64_t page_size = 0;   // tokens a state page covers; 0: the smallest that fits the model, >= 16
-  TokenBytes token_bytes;  // null: no text, and stop strings are refused
+  int64_t page_size = 0;  // tokens a state page covers; 0: the smallest that fits the model, >= 16
+  AppendToken append_token;  // null: no text, and stop strings are refused
 };
 
 /// The model as the engine sees it: computes a batch, advances its states, and gives the logits of
@@ -51,7 +51,7 @@ class Engine {
 
   /// Queues a request. @return its id, counting up from 0.
   /// Errors: UserError: empty prompt, id out of range, prompt longer than the model, no seeds, bad
-  /// sampling parameters, stop strings without token_bytes.
+  /// sampling parameters, stop strings without append_token.
   int64_t submit(Request request);
 
   /// Computes one step. @return false when there was nothing to do.

@@ -287,8 +287,11 @@ TEST_F(EngineTest, TheModelsEndTokenEndsAnAnswerUnlessIgnored) {
 TEST_F(EngineTest, StopStringsAreFoundAcrossTokensAndCutFromTheText) {
   EngineOptions options;
   std::vector<std::string> names;
-  for (int32_t i = 0; i < kVocab; ++i) names.push_back({static_cast<char>('a' + i % 26), '-'});
-  options.token_bytes = [&](int32_t id) { return names[static_cast<size_t>(id)]; };
+  for (int32_t i = 0; i < kVocab; ++i)
+    names.push_back(std::string(1, static_cast<char>('a' + i % 26)) + "-");
+  options.append_token = [&](int32_t id, std::string* text) {
+    *text += names[static_cast<size_t>(id)];
+  };
   Engine engine = make(options);
   Request r = request({9, 9}, {5}, 30);
   r.sampling.ignore_eos = true;
@@ -321,7 +324,7 @@ TEST_F(EngineTest, AbortKeepsWhatWasDrawnAndLeavesOthersAlone) {
   const Completion expected = alone.run_until_done().at(0);
 
   EngineOptions options;
-  options.max_running_requests = 3;
+  options.max_running_requests = 2;
   Engine engine = make(options);
   Request long_one = request({7, 8}, {1, 2, 3}, 50);
   long_one.sampling.ignore_eos = true;
@@ -382,15 +385,19 @@ TEST_F(EngineTest, BadRequestsAreErrors) {
 }
 
 TEST(GeneratedTextTest, OnlyTheFirstMatchCountsAndOverlapsAreFound) {
-  const std::vector<std::string> stop = {"ab", "b"};
+  const auto append = [](GeneratedText* text, const char* bytes,
+                         const std::vector<std::string>& stop) {
+    *text->grow() += bytes;
+    return text->cut_at_stop(stop);
+  };
   GeneratedText text;
-  EXPECT_FALSE(text.append("xa", stop));
-  EXPECT_TRUE(text.append("b", stop)) << "completes both; \"ab\" begins first";
+  EXPECT_FALSE(append(&text, "xa", {"ab", "b"}));
+  EXPECT_TRUE(append(&text, "b", {"ab", "b"})) << "completes both; \"ab\" begins first";
   EXPECT_EQ(text.bytes(), "x");
   GeneratedText repeated;
-  EXPECT_FALSE(repeated.append("aa", {"aab"}));
-  EXPECT_FALSE(repeated.append("a", {"aab"}));
-  EXPECT_TRUE(repeated.append("bc", {"aab"}));
+  EXPECT_FALSE(append(&repeated, "aa", {"aab"}));
+  EXPECT_FALSE(append(&repeated, "a", {"aab"}));
+  EXPECT_TRUE(append(&repeated, "bc", {"aab"}));
   EXPECT_EQ(repeated.bytes(), "a");
 }
 

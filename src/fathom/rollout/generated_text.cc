@@ -4,14 +4,16 @@
 
 namespace fathom {
 
-bool GeneratedText::append(std::string_view token_bytes, const std::vector<std::string>& stop) {
-  const size_t old_size = bytes_.size();
-  bytes_ += token_bytes;
+std::string* GeneratedText::grow() {
+  old_size_ = bytes_.size();
+  return &bytes_;
+}
+
+bool GeneratedText::cut_at_stop(const std::vector<std::string>& stop) {
   size_t cut = std::string::npos;
   for (const std::string& s : stop) {
-    // Only a match that ends in the new bytes is news.
-    const size_t overlap = std::min(old_size, s.size() - 1);
-    cut = std::min(cut, bytes_.find(s, old_size - overlap));
+    const size_t overlap = std::min(old_size_, s.size() - 1);
+    cut = std::min(cut, bytes_.find(s, old_size_ - overlap));
   }
   if (cut == std::string::npos) return false;
   bytes_.resize(cut);

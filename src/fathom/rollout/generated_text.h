@@ -1,8 +1,8 @@
 // The bytes of an answer as its tokens arrive, and the search for stop strings in them.
 #pragma once
 
+#include <cstddef>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace fathom {
@@ -10,14 +10,19 @@ namespace fathom {
 /// Stop strings are compared as bytes, so one is found even where it begins or ends inside a token.
 class GeneratedText {
  public:
-  /// Appends one token's bytes. @return true when a stop string is now contained; the text is then
-  /// cut before it. When one token completes several, the one that begins first counts.
-  bool append(std::string_view token_bytes, const std::vector<std::string>& stop);
+  /// The next token's bytes are to be appended to this.
+  std::string* grow();
+
+  /// Looks for a stop string that ends in what was appended since grow(). @return true when there
+  /// is one; the text is then cut before it. When several are complete, the one that begins first
+  /// counts.
+  bool cut_at_stop(const std::vector<std::string>& stop);
 
   const std::string& bytes() const { return bytes_; }
 
  private:
   std::string bytes_;
+  size_t old_size_ = 0;  // before the last token
 };
 
 }  // namespace fathom

@@ -22,7 +22,7 @@ struct SamplingParams {
   int64_t max_new_tokens = 128;
   bool ignore_eos = false;                   // the model's end tokens do not end an answer
   std::vector<int32_t> stop_token_ids = {};  // end it too, with or without ignore_eos
-  std::vector<std::string> stop = {};        // strings; need EngineOptions::token_bytes
+  std::vector<std::string> stop = {};        // strings; need EngineOptions::append_token
 };
 
 /// One prompt and the answers wanted of it: seeds.size() of them share one prefill.
@@ -42,7 +42,7 @@ struct Completion {
   std::vector<int32_t> token_ids;  // the stop token included
   std::vector<float> log_probs;    // one per token: full vocabulary, sampling temperature (0: 1)
   FinishReason finish_reason = FinishReason::kAbort;
-  std::string text;     // with token_bytes only: without the ending token, cut before a
+  std::string text;     // with append_token only: without the ending token, cut before a
                         // stop string, broken UTF-8 as U+FFFD
   ReplayRecord replay;  // positions of every token that was fed, prompt included
   int64_t weight_version = 0;
