@@ -4,10 +4,11 @@
 //   s_k = (q_h · key_k) · scale;   o_h = Σ_k e^(s_k − m) key_k / (Σ_k e^(s_k − m) + e^(sink_h − m))
 //
 // Order: key list = window keys by ascending position, then compressed entries by ascending index.
-// Chunk 0 is the window, then chunks of 512 compressed keys. In a chunk: m_c = max s; p_k = exp(s_k −
-// m_c); l_c = row_sum(p) (row_ops order); a_c[d] = fma chain over k upwards of p_k·key_k[d]. Chunks
-// are merged left to right: m' = max(m, m_c); l = l·exp(m−m') + l_c·exp(m_c−m') (as one fma);
-// a likewise. Sink last: m' = max(m, sink), l as before with l_c = 1. o = a / l. lse = m + log(l).
+// Chunk 0 is the window, then chunks of 512 compressed keys. In a chunk: m_c = max s; p_k = exp(s_k
+// − m_c); l_c = row_sum(p) (row_ops order); a_c[d] = fma chain over k upwards of p_k·key_k[d].
+// Chunks are merged left to right: m' = max(m, m_c); l = l·exp(m−m') + l_c·exp(m_c−m') (as one
+// fma); a likewise. Sink last: m' = max(m, sink), l as before with l_c = 1. o = a / l. lse = m +
+// log(l).
 #pragma once
 
 #include <cstdint>
@@ -26,10 +27,10 @@ struct KeyPages {
 constexpr int64_t kAttentionChunkKeys = 512;
 
 struct SparseAttentionFwd {
-  const float* q;              // [T, H, hd], rotated
-  const float* window_kv;      // rows of hd floats: every segment's earlier rows, then its new rows
-  const int64_t* window_begin;  // [T] first window row of the query
-  const int32_t* window_count;  // [T] number of window rows, ascending positions, >= 1
+  const float* q;          // [T, H, hd], rotated
+  const float* window_kv;  // rows of hd floats: every segment's earlier rows, then its new rows
+  const int64_t* window_begin;    // [T] first window row of the query
+  const int32_t* window_count;    // [T] number of window rows, ascending positions, >= 1
   const KeyPages* segment_pages;  // [num_segments] compressed entries
   const int32_t* segment_of;      // [T] which segment a query belongs to
   const int32_t* picks;           // [T, picks_stride] ascending entry indices, or null: entries

@@ -1,0 +1,363 @@
+#include "fathom/kernels/sparse_attention/sparse_attention.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+
+#include "fathom/kernels/kernel_test.h"
+#include "fathom/kernels/sparse_attention/sparse_attention_ref.h"
+
+namespace fathom {
+namespace {
+
+constexpr double kEps = 0x1p-24;
+
+struct Case {
+  int64_t H, hd, window, ratio;   // ratio 0: no compressed entries
+  int64_t topk;                   // 0: every visible entry, else at most that many of them
+  std::vector<int64_t> segments;  // tokens of each
+  float spread = 1;               // size of the queries, so of the logits
+};
+
+/// A batch of segments that start at position 0, with entries on pages of three.
+struct Problem {
+  explicit Problem(const Case& c, uint32_t seed = 1) : H(c.H), hd(c.hd) {
+    int64_t num_entries = 0;
+    entry_begin.push_back(0);
+    for (size_t s = 0; s < c.segments.size(); ++s) {
+      const int64_t segment_entries = c.ratio > 0 ? c.segments[s] / c.ratio : 0;
+      for (int64_t t = 0; t < c.segments[s]; ++t) {
+        const int64_t count = std::min(t + 1, c.window);
+        window_begin.push_back(T + t - count + 1);
+        window_count.push_back(static_cast<int32_t>(count));
+        segment_of.push_back(static_cast<int32_t>(s));
+        const int64_t visible = c.ratio > 0 ? (t + 1) / c.ratio : 0;
+        std::vector<int64_t> entries_seen;
+        const bool all = c.topk == 0 || visible <= c.topk;
+        for (int64_t j = 0; j < (all ? visible : c.topk); ++j) {
+          entries_seen.push_back(all ? j : (j * visible + t % visible) / c.topk);
+        }
+        num_picks.push_back(static_cast<int32_t>(entries_seen.size()));
+        if (c.topk > 0) {
+          for (int64_t j = 0; j < c.topk; ++j) {
+            const size_t i = static_cast<size_t>(j);
+            const bool used = i < entries_seen.size();
+            picks.push_back(used ? static_cast<int32_t>(entries_seen[i]) : -1);
+          }
+        }
+        std::vector<int64_t> keys;
+        for (int64_t j = 0; j < count; ++j) keys.push_back(window_begin.back() + j);
+        for (const int64_t e : entries_seen) keys.push_back(-1 - (num_entries + e));
+        seen.push_back(keys);
+      }
+      T += c.segments[s];
+      num_entries += segment_entries;
+      entry_begin.push_back(num_entries);
+    }
+    for (auto& keys : seen) {
+      for (int64_t& key : keys) key = key < 0 ? T - 1 - key : key;
+    }
+    topk = c.topk;
+    scale = 1 / std::sqrt(static_cast<float>(hd));
+    q = random_floats(T * H * hd, -c.spread, c.spread, seed);
+    window = random_floats(T * hd, -1, 1, seed + 1);
+    entries = random_floats(num_entries * hd, -1, 1, seed + 2);
+    sink = random_floats(H, -1, 2, seed + 3);
+    dout = random_floats(T * H * hd, -1, 1, seed + 4);
+    for (size_t s = 0; s + 1 < entry_begin.size(); ++s) {
+      page_tables.emplace_back();
+      for (int64_t e = entry_begin[s]; e < entry_begin[s + 1]; e += 3) {
+        const int64_t last = std::min(e + 3, entry_begin[s + 1]);
+        page_memory.emplace_back(entries.begin() + e * hd, entries.begin() + last * hd);
+        page_tables.back().push_back(page_memory.back().data());
+      }
+    }
+    for (const auto& table : page_tables) pages.push_back({table.data(), 3});
+  }
+
+  int64_t T = 0, H, hd, topk;
+  float scale;
+  std::vector<int64_t> window_begin, entry_begin;
+  std::vector<int32_t> window_count, segment_of, num_picks, picks;
+  std::vector<float> q, window, entries, sink, dout;
+  std::vector<std::vector<float>> page_memory;
+  std::vector<std::vector<const float*>> page_tables;
+  std::vector<KeyPages> pages;
+  std::vector<std::vector<int64_t>> seen;  // keys of the reference: window rows, then entries
+
+  SparseAttentionFwd params(std::vector<float>* o, std::vector<float>* lse) const {
+    return {.q = q.data(),
+            .window_kv = window.data(),
+            .window_begin = window_begin.data(),
+            .window_count = window_count.data(),
+            .segment_pages = pages.data(),
+            .segment_of = segment_of.data(),
+            .picks = topk > 0 ? picks.data() : nullptr,
+            .picks_stride = topk,
+            .num_picks = num_picks.data(),
+            .sink = sink.data(),
+            .scale = scale,
+            .T = T,
+            .H = H,
+            .hd = hd,
+            .o = o->data(),
+            .lse = lse != nullptr ? lse->data() : nullptr};
+  }
+
+  SparseAttentionRef reference() const {
+    std::vector<double> keys = to_double(window);
+    keys.insert(keys.end(), entries.begin(), entries.end());
+    return {H, hd, scale, to_double(q), keys, to_double(sink), seen};
+  }
+
+  int64_t max_keys() const {
+    size_t most = 0;
+    for (const auto& keys : seen) most = std::max(most, keys.size());
+    return static_cast<int64_t>(most);
+  }
+};
+
+struct Result {
+  std::vector<float> o, lse, dq, dwindow, dentries, dsink;
+};
+
+Result run(const ExecContext& ctx, const Problem& p) {
+  Result r{std::vector<float>(p.q.size()),       std::vector<float>(static_cast<size_t>(p.T * p.H)),
+           std::vector<float>(p.q.size()),       std::vector<float>(p.window.size()),
+           std::vector<float>(p.entries.size()), std::vector<float>(p.sink.size())};
+  const SparseAttentionFwd fwd = p.params(&r.o, &r.lse);
+  sparse_attention_fwd(ctx, fwd);
+  sparse_attention_bwd(ctx, {.fwd = fwd,
+                             .do_ = p.dout.data(),
+                             .num_window_rows = p.T,
+                             .entry_begin = p.entry_begin.data(),
+                             .num_segments = static_cast<int64_t>(p.pages.size()),
+                             .dq = r.dq.data(),
+                             .dwindow_kv = r.dwindow.data(),
+                             .dcompressed = p.entries.empty() ? nullptr : r.dentries.data(),
+                             .dsink = r.dsink.data()});
+  return r;
+}
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> list = {
+      {.H = 8, .hd = 64, .window = 16, .ratio = 4, .topk = 4, .segments = {50, 1, 37, 3}},
+      {.H = 3, .hd = 24, .window = 5, .ratio = 4, .topk = 3, .segments = {29, 40}},
+      {.H = 2, .hd = 7, .window = 1, .ratio = 0, .topk = 0, .segments = {20}},
+      {.H = 1, .hd = 100, .window = 128, .ratio = 16, .topk = 0, .segments = {150, 20}},
+      {.H = 20, .hd = 16, .window = 4, .ratio = 2, .topk = 1000, .segments = {33}, .spread = 12},
+      // More than two chunks of compressed keys at the end.
+      {.H = 2, .hd = 32, .window = 3, .ratio = 1, .topk = 0, .segments = {1100}, .spread = 4},
+  };
+  return list;
+}
+
+TEST(SparseAttentionTest, ReferenceGradientMatchesCentralDifferences) {
+  const Problem p({.H = 2, .hd = 3, .window = 3, .ratio = 2, .topk = 2, .segments = {6, 3}});
+  SparseAttentionRef ref = p.reference();
+  const auto dout = to_double(p.dout);
+  const auto loss = [&] {
+    const auto o = sparse_attention_ref(ref).o;
+    double sum = 0;
+    for (size_t i = 0; i < o.size(); ++i) sum += o[i] * dout[i];
+    return sum;
+  };
+  const auto grads = sparse_attention_bwd_ref(ref, dout);
+  expect_close(grads.dq, central_differences(ref.q, 1e-5, loss), 1e-8, 1e-8, "dq");
+  expect_close(grads.dkeys, central_differences(ref.keys, 1e-5, loss), 1e-8, 1e-8, "dkeys");
+  expect_close(grads.dsink, central_differences(ref.sink, 1e-5, loss), 1e-8, 1e-8, "dsink");
+}
+
+TEST(SparseAttentionTest, ForwardAndBackwardMatchFp64WithSameBitsEverywhere) {
+  for (const Case& c : cases()) {
+    const Problem p(c);
+    const SparseAttentionRef ref = p.reference();
+    const auto out_ref = sparse_attention_ref(ref);
+    const auto grads_ref = sparse_attention_bwd_ref(ref, to_double(p.dout));
+    // A logit is a dot of values below spread and 1 (hd/16 fmas a lane, 4 additions, the scale):
+    // its error is relative to the sum of magnitudes. Probabilities inherit it twice (with lse),
+    // plus 2 ulp of exp, the sum of at most 512 keys a chunk, and the merges.
+    const double dot_error = (static_cast<double>(p.hd) / 16 + 6) * kEps;
+    const double logit_error = dot_error * c.spread * std::sqrt(static_cast<double>(p.hd));
+    const double K = static_cast<double>(std::min<int64_t>(p.max_keys(), 512));
+    const double p_error = 2 * logit_error + (K + 24) * kEps;
+    std::unique_ptr<Result> first;
+    for_each_context([&](const ExecContext& ctx, const std::string& context) {
+      const std::string name = context + ", hd " + std::to_string(c.hd);
+      const Result r = run(ctx, p);
+      expect_close(r.o, out_ref.o, p_error, 0, name + " o");
+      expect_close(r.lse, out_ref.lse, p_error, kEps, name + " lse");
+      // dS = P (dP - delta) scale with |dP|, |delta| < hd; the probabilities of a query sum to 1.
+      const double hd = static_cast<double>(p.hd);
+      const double ds_error = hd * p.scale * (3 * p_error + 2 * dot_error);
+      expect_close(r.dq, grads_ref.dq, ds_error, 0, name + " dq");
+      // A key collects from every query and head that sees it.
+      std::vector<double> uses(grads_ref.dkeys.size() / static_cast<size_t>(p.hd));
+      for (const auto& keys : p.seen) {
+        for (const int64_t key : keys) uses[static_cast<size_t>(key)] += static_cast<double>(p.H);
+      }
+      const double most = *std::max_element(uses.begin(), uses.end());
+      const double key_error = most * (ds_error * c.spread + p_error) + most * most * kEps;
+      std::vector<float> dkeys = r.dwindow;
+      dkeys.insert(dkeys.end(), r.dentries.begin(), r.dentries.end());
+      expect_close(dkeys, grads_ref.dkeys, key_error, 0, name + " dkeys");
+      const double T = static_cast<double>(p.T);
+      expect_close(r.dsink, grads_ref.dsink, T * hd * (2 * p_error + T * kEps), 0, name + " dsink");
+
+      if (!first) first = std::make_unique<Result>(r);
+      expect_same_bits(r.o, first->o, name + " o");
+      expect_same_bits(r.lse, first->lse, name + " lse");
+      expect_same_bits(r.dq, first->dq, name + " dq");
+      expect_same_bits(r.dwindow, first->dwindow, name + " dwindow");
+      expect_same_bits(r.dentries, first->dentries, name + " dentries");
+      expect_same_bits(r.dsink, first->dsink, name + " dsink");
+    });
+  }
+}
+
+TEST(SparseAttentionTest, AQueryAloneAndAnySplitOfQueriesGiveTheBitsOfTheBatch) {
+  for (const Case& c : cases()) {
+    const Problem p(c);
+    for_each_context([&](const ExecContext& ctx, const std::string& name) {
+      const Result whole = run(ctx, p);
+      for (const int64_t step : {int64_t{1}, p.T / 3 + 1}) {
+        Result r{std::vector<float>(p.q.size()),       whole.lse,
+                 std::vector<float>(p.q.size()),       std::vector<float>(p.window.size()),
+                 std::vector<float>(p.entries.size()), std::vector<float>(p.sink.size())};
+        for (int64_t t = 0; t < p.T; t += step) {
+          SparseAttentionFwd part = p.params(&r.o, &r.lse);
+          part.q += t * p.H * p.hd, part.o += t * p.H * p.hd, part.lse += t * p.H;
+          part.window_begin += t, part.window_count += t, part.segment_of += t;
+          part.num_picks += t, part.T = std::min(step, p.T - t);
+          if (part.picks != nullptr) part.picks += t * p.topk;
+          sparse_attention_fwd(ctx, part);
+          // Key gradients and dsink continue, so queries in order give the chain of the batch.
+          sparse_attention_bwd(ctx, {.fwd = part,
+                                     .do_ = p.dout.data() + t * p.H * p.hd,
+                                     .num_window_rows = p.T,
+                                     .entry_begin = p.entry_begin.data(),
+                                     .num_segments = static_cast<int64_t>(p.pages.size()),
+                                     .dq = r.dq.data() + t * p.H * p.hd,
+                                     .dwindow_kv = r.dwindow.data(),
+                                     .dcompressed = r.dentries.data(),
+                                     .dsink = r.dsink.data()});
+        }
+        expect_same_bits(r.o, whole.o, name + " o");
+        expect_same_bits(r.lse, whole.lse, name + " lse");
+        expect_same_bits(r.dq, whole.dq, name + " dq");
+        expect_same_bits(r.dwindow, whole.dwindow, name + " dwindow");
+        expect_same_bits(r.dentries, whole.dentries, name + " dentries");
+        expect_same_bits(r.dsink, whole.dsink, name + " dsink");
+      }
+    });
+  }
+}
+
+TEST(SparseAttentionTest, GoldenScalarValues) {
+  // Logits 0.3, -0.2, 1.1 for values 1, 2, -1 need a second channel: q . key = q0 v + q1 u with
+  // q = (0, 1), so key = (value, logit). The second output channel is not looked at.
+  const std::vector<float> q = {0, 1}, keys = {1, 0.3f, 2, -0.2f, -1, 1.1f};
+  const float sink = 0.5f;
+  const int64_t window_begin = 0, entry_begin[] = {0, 0};
+  const int32_t window_count = 3, segment = 0, num_picks = 0;
+  const KeyPages pages;
+  for_each_context([&](const ExecContext& ctx, const std::string&) {
+    std::vector<float> o(2), lse(1), dq(2), dkeys(6), dsink(1);
+    const std::vector<float> dout = {1, 0};
+    const SparseAttentionFwd fwd{.q = q.data(),
+                                 .window_kv = keys.data(),
+                                 .window_begin = &window_begin,
+                                 .window_count = &window_count,
+                                 .segment_pages = &pages,
+                                 .segment_of = &segment,
+                                 .picks = nullptr,
+                                 .picks_stride = 0,
+                                 .num_picks = &num_picks,
+                                 .sink = &sink,
+                                 .scale = 1,
+                                 .T = 1,
+                                 .H = 1,
+                                 .hd = 2,
+                                 .o = o.data(),
+                                 .lse = lse.data()};
+    sparse_attention_fwd(ctx, fwd);
+    sparse_attention_bwd(ctx, {.fwd = fwd,
+                               .do_ = dout.data(),
+                               .num_window_rows = 3,
+                               .entry_begin = entry_begin,
+                               .num_segments = 1,
+                               .dq = dq.data(),
+                               .dwindow_kv = dkeys.data(),
+                               .dcompressed = nullptr,
+                               .dsink = dsink.data()});
+    // Published to seven decimals; fp32 adds a few 2^-24.
+    const double tolerance = 5e-8 + 8 * kEps;
+    EXPECT_NEAR(o[0], -0.0024695, tolerance);
+    EXPECT_NEAR(lse[0], 1.9200760, tolerance);
+    EXPECT_NEAR(std::exp(sink - lse[0]), 0.2416956, tolerance);
+    // dkey's second channel is dS * q1 = dS.
+    EXPECT_NEAR(dkeys[1], 0.1983723, tolerance);
+    EXPECT_NEAR(dkeys[3], 0.2403414, tolerance);
+    EXPECT_NEAR(dkeys[5], -0.4393106, tolerance);
+    EXPECT_NEAR(dsink[0], 0.0005969, tolerance);
+  });
+}
+
+TEST(SparseAttentionTest, OneKeyWithoutSinkIsThatKey) {
+  const Problem base({.H = 2, .hd = 20, .window = 1, .ratio = 0, .topk = 0, .segments = {3}});
+  Problem p = base;
+  p.sink.assign(2, -std::numeric_limits<float>::infinity());
+  for_each_context([&](const ExecContext& ctx, const std::string& name) {
+    const Result r = run(ctx, p);
+    for (int64_t t = 0; t < 3; ++t) {
+      for (int64_t h = 0; h < 2; ++h) {
+        const auto o = r.o.begin() + (t * 2 + h) * 20;
+        expect_same_bits(
+            std::vector<float>(o, o + 20),
+            std::vector<float>(p.window.begin() + t * 20, p.window.begin() + t * 20 + 20), name);
+      }
+    }
+    expect_same_bits(r.dsink, std::vector<float>{0, 0}, name + " dsink");
+  });
+  // A sink far above every logit takes all the weight.
+  p.sink.assign(2, 1000.0f);
+  for_each_context([&](const ExecContext& ctx, const std::string& name) {
+    const Result r = run(ctx, p);
+    for (const float v : r.o) EXPECT_EQ(v, 0.0f) << name;
+    for (const float v : r.lse) EXPECT_EQ(v, 1000.0f) << name;
+  });
+}
+
+TEST(SparseAttentionTest, NoQueriesNoLseAndNaN) {
+  Problem p({.H = 2, .hd = 20, .window = 2, .ratio = 2, .topk = 1, .segments = {4}});
+  for_each_context([&](const ExecContext& ctx, const std::string& name) {
+    const Result r = run(ctx, p);
+    std::vector<float> o(r.o.size());
+    sparse_attention_fwd(ctx, p.params(&o, nullptr));
+    expect_same_bits(o, r.o, name + " without lse");
+
+    SparseAttentionFwd none = p.params(&o, nullptr);
+    none.T = 0, none.o = nullptr;
+    sparse_attention_fwd(ctx, none);
+    std::vector<float> dsink(2, 0.5f);
+    sparse_attention_bwd(ctx, {.fwd = none,
+                               .do_ = nullptr,
+                               .num_window_rows = 0,
+                               .entry_begin = nullptr,
+                               .num_segments = 0,
+                               .dq = nullptr,
+                               .dwindow_kv = nullptr,
+                               .dcompressed = nullptr,
+                               .dsink = dsink.data()});
+    expect_same_bits(dsink, {0.5f, 0.5f}, name + " dsink");
+
+    Problem bad = p;
+    bad.q[0] = std::nanf("");
+    const Result seen = run(ctx, bad);
+    EXPECT_TRUE(std::isnan(seen.o[0])) << name;
+    EXPECT_FALSE(std::isnan(seen.o[20])) << name << ": the other head";
+  });
+}
+
+}  // namespace
+}  // namespace fathom
