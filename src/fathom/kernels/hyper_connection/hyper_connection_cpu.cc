@@ -103,29 +103,49 @@ inline void products_tokens(const float* fn, int64_t K, const float* u, int64_t 
   }
 }
 
+/// The number of streams: a constant, so that small loops unroll, or (kM = 0) known at run time.
+template <int kM>
+struct Streams {
+  static constexpr int kMax = kM;
+  explicit Streams(const HcShape&) {}
+  constexpr operator int() const { return kM; }
+};
+template <>
+struct Streams<0> {
+  static constexpr int kMax = kHcMaxStreams;
+  int count;
+  explicit Streams(const HcShape& s) : count(static_cast<int>(s.M)) {}
+  operator int() const { return count; }
+};
+
+/// Rows of fn for M streams; with S::kMax the size of arrays.
+constexpr int num_mixes(int M) { return (2 + M) * M; }
+
 /// What one block of tokens needs of fn * u and of |u|; lane = token.
-template <int N>
+template <int kMaxN>
 struct Products {
-  F16 z[N];
+  F16 z[kMaxN];
   F16 rho;
 };
 
-template <int N>
-inline Products<N> products(const HcShape& s, const float* fn, const float* u, int64_t count) {
-  constexpr int kNumPanels = (N + kLanes - 1) / kLanes;
-  constexpr int64_t kStride = kNumPanels * kLanes;
+template <int kMaxN>
+inline Products<kMaxN> products(const HcShape& s, const float* fn, int N, const float* u,
+                                int64_t count) {
+  constexpr int kMaxPanels = (kMaxN + kLanes - 1) / kLanes;
+  constexpr int64_t kStride = kMaxPanels * kLanes;
+  const int num_panels = (N + kLanes - 1) / kLanes;
   const int64_t K = s.M * s.D;
   float rows[kBlock * kStride];
   int p = 0;
-  for (; p + 2 <= kNumPanels; p += 2) {
+  for (; p + 2 <= num_panels; p += 2) {
     products_tokens<kTokenTile, 2>(fn + p * K * kLanes, K, u, count, rows + p * kLanes, kStride);
   }
-  if (p < kNumPanels) {
+  if (p < num_panels) {
     products_tokens<kTokenTile, 1>(fn + p * K * kLanes, K, u, count, rows + p * kLanes, kStride);
   }
   float lanes[kBlock] = {};
   for (int64_t t = 0; t < count; ++t) lanes[t] = dot(u + t * K, u + t * K, K);
-  Products<N> result;
+  Products<kMaxN> result;
   const F16 mean_square = div(load(lanes), set1(static_cast<float>(K)));
   result.rho = div(set1(1.0f), sqrt(add(mean_square, set1(s.norm_eps))));
   for (int n = 0; n < N; ++n) {
@@ -137,38 +157,36 @@ inline Products<N> products(const HcShape& s, const float* fn, const float* u, i
 }
 
 /// [count, width] rows of memory <-> one vector per column, lane = token.
-template <int kWidth>
-inline void load_columns(const float* rows, int64_t count, F16* columns) {
-  for (int n = 0; n < kWidth; ++n) {
+inline void load_columns(const float* rows, int width, int64_t count, F16* columns) {
+  for (int n = 0; n < width; ++n) {
     float column[kBlock] = {};
-    for (int64_t t = 0; t < count; ++t) column[t] = rows[t * kWidth + n];
+    for (int64_t t = 0; t < count; ++t) column[t] = rows[t * width + n];
     columns[n] = load(column);
   }
 }
-template <int kWidth>
-inline void store_columns(const F16* columns, int64_t count, float* rows) {
-  for (int n = 0; n < kWidth; ++n) {
+inline void store_columns(const F16* columns, int width, int64_t count, float* rows) {
+  for (int n = 0; n < width; ++n) {
     float column[kBlock];
     store(column, columns[n]);
-    for (int64_t t = 0; t < count; ++t) rows[t * kWidth + n] = column[t];
+    for (int64_t t = 0; t < count; ++t) rows[t * width + n] = column[t];
   }
 }
 
 // ---- the small maths of a token, lane = token ----
 
-template <int M>
+template <class S>
 struct Mixes {
-  static constexpr int N = (2 + M) * M;
-  F16 m[N];      // rho * z
-  F16 pre_s[M];  // sigma, without hc_eps
-  F16 post[M];
-  F16 logits[M * M];
+  static constexpr int kMaxN = num_mixes(S::kMax);
+  F16 m[kMaxN];        // rho * z
+  F16 pre_s[S::kMax];  // sigma, without hc_eps
+  F16 post[S::kMax];
+  F16 logits[S::kMax * S::kMax];
 };
 
-template <int M>
-inline Mixes<M> split_mixes(const HcWeights& w, const Products<Mixes<M>::N>& r) {
-  Mixes<M> x;
-  for (int n = 0; n < Mixes<M>::N; ++n) x.m[n] = mul(r.rho, r.z[n]);
+template <class S>
+inline Mixes<S> split_mixes(S M, const HcWeights& w, const Products<Mixes<S>::kMaxN>& r) {
+  Mixes<S> x;
+  for (int n = 0; n < num_mixes(M); ++n) x.m[n] = mul(r.rho, r.z[n]);
   const F16 s0 = set1(w.scale[0]), s1 = set1(w.scale[1]), s2 = set1(w.scale[2]);
   for (int i = 0; i < M; ++i) {
     x.pre_s[i] = sigmoid(fma(x.m[i], s0, set1(w.base[i])));
@@ -181,8 +199,8 @@ inline Mixes<M> split_mixes(const HcWeights& w, const Products<Mixes<M>::N>& r) 
   return x;
 }
 
-template <int M>
-inline void row_softmax(const F16* logits, F16* p) {
+template <class S>
+inline void row_softmax(S M, const F16* logits, F16* p) {
   for (int j = 0; j < M; ++j) {
     F16 best = logits[j * M];
     for (int k = 1; k < M; ++k) best = max(logits[j * M + k], best);
@@ -196,89 +214,86 @@ inline void row_softmax(const F16* logits, F16* p) {
 }
 
 /// One step X /= (sum of X + eps) over columns (kColumns) or rows; denominators go to `den` [M].
-template <int M, bool kColumns>
-inline void normalise(F16* X, F16 eps, F16* den) {
-  constexpr int kOuter = kColumns ? 1 : M, kInner = kColumns ? M : 1;
+template <bool kColumns, class S>
+inline void normalise(S M, F16* X, F16 eps, F16* den) {
+  const int outer = kColumns ? 1 : M, inner = kColumns ? M : 1;
   for (int a = 0; a < M; ++a) {
-    F16 sum = X[a * kOuter];
-    for (int b = 1; b < M; ++b) sum = add(sum, X[a * kOuter + b * kInner]);
+    F16 sum = X[a * outer];
+    for (int b = 1; b < M; ++b) sum = add(sum, X[a * outer + b * inner]);
     den[a] = add(sum, eps);
-    for (int b = 0; b < M; ++b)
-      X[a * kOuter + b * kInner] = div(X[a * kOuter + b * kInner], den[a]);
+    for (int b = 0; b < M; ++b) X[a * outer + b * inner] = div(X[a * outer + b * inner], den[a]);
   }
 }
 
 /// dX = (dY - sum(dY * Y)) / den over the same axis, in place.
-template <int M, bool kColumns>
-inline void normalise_bwd(const F16* Y, const F16* den, F16* dX) {
-  constexpr int kOuter = kColumns ? 1 : M, kInner = kColumns ? M : 1;
+template <bool kColumns, class S>
+inline void normalise_bwd(S M, const F16* Y, const F16* den, F16* dX) {
+  const int outer = kColumns ? 1 : M, inner = kColumns ? M : 1;
   for (int a = 0; a < M; ++a) {
-    F16 sum = mul(dX[a * kOuter], Y[a * kOuter]);
+    F16 sum = mul(dX[a * outer], Y[a * outer]);
     for (int b = 1; b < M; ++b) {
-      const int at = a * kOuter + b * kInner;
+      const int at = a * outer + b * inner;
       sum = fma(dX[at], Y[at], sum);
     }
     const F16 inverse = div(set1(1.0f), den[a]);
     for (int b = 0; b < M; ++b) {
-      const int at = a * kOuter + b * kInner;
+      const int at = a * outer + b * inner;
       dX[at] = mul(sub(dX[at], sum), inverse);
     }
   }
 }
 
-template <int M>
-inline void sinkhorn(const HcShape& s, const F16* logits, F16* X) {
+template <class S>
+inline void sinkhorn(S M, const HcShape& s, const F16* logits, F16* X) {
   const F16 eps = set1(s.hc_eps);
-  F16 den[M];
-  row_softmax<M>(logits, X);
+  F16 den[S::kMax];
+  row_softmax(M, logits, X);
   for (int n = 0; n < M * M; ++n) X[n] = add(X[n], eps);
-  normalise<M, true>(X, eps, den);
+  normalise<true>(M, X, eps, den);
   for (int i = 1; i < s.sinkhorn_iters; ++i) {
-    normalise<M, false>(X, eps, den);
-    normalise<M, true>(X, eps, den);
+    normalise<false>(M, X, eps, den);
+    normalise<true>(M, X, eps, den);
   }
 }
 
-template <int kCount>
-inline void store_all(const F16* values, float* p) {
-  for (int n = 0; n < kCount; ++n) store(p + n * kLanes, values[n]);
+inline void store_all(const F16* values, int count, float* p) {
+  for (int n = 0; n < count; ++n) store(p + n * kLanes, values[n]);
 }
-template <int kCount>
-inline void load_all(const float* p, F16* values) {
-  for (int n = 0; n < kCount; ++n) values[n] = load(p + n * kLanes);
+inline void load_all(const float* p, int count, F16* values) {
+  for (int n = 0; n < count; ++n) values[n] = load(p + n * kLanes);
 }
 
 /// Gradient through Sinkhorn and the row softmax. G holds d(comb) and becomes d(logits).
 /// scratch: softmax output, then (Y, den) of every step (hc_pre_bwd_scratch).
-template <int M>
-inline void sinkhorn_bwd(const HcShape& s, const F16* logits, F16* G, float* scratch) {
-  constexpr int64_t kStep = (M * M + M) * kLanes;
+template <class S>
+inline void sinkhorn_bwd(S M, const HcShape& s, const F16* logits, F16* G, float* scratch) {
+  const int64_t step = (M * M + M) * kLanes;
   const F16 eps = set1(s.hc_eps);
   const int num_steps = 2 * s.sinkhorn_iters - 1;
   float* const steps = scratch + M * M * kLanes;
-  F16 X[M * M], den[M];
-  row_softmax<M>(logits, X);
-  store_all<M * M>(X, scratch);
+  F16 X[S::kMax * S::kMax], den[S::kMax];
+  row_softmax(M, logits, X);
+  store_all(X, M * M, scratch);
   for (int n = 0; n < M * M; ++n) X[n] = add(X[n], eps);
   for (int i = 0; i < num_steps; ++i) {
     if (i % 2 == 0) {
-      normalise<M, true>(X, eps, den);
+      normalise<true>(M, X, eps, den);
     } else {
-      normalise<M, false>(X, eps, den);
+      normalise<false>(M, X, eps, den);
     }
-    store_all<M * M>(X, steps + i * kStep);
-    store_all<M>(den, steps + i * kStep + M * M * kLanes);
+    store_all(X, M * M, steps + i * step);
+    store_all(den, M, steps + i * step + M * M * kLanes);
   }
   for (int i = num_steps - 1; i >= 0; --i) {
-    load_all<M * M>(steps + i * kStep, X);
-    load_all<M>(steps + i * kStep + M * M * kLanes, den);
+    load_all(steps + i * step, M * M, X);
+    load_all(steps + i * step + M * M * kLanes, M, den);
     if (i % 2 == 0) {
-      normalise_bwd<M, true>(X, den, G);
+      normalise_bwd<true>(M, X, den, G);
     } else {
-      normalise_bwd<M, false>(X, den, G);
+      normalise_bwd<false>(M, X, den, G);
     }
   }
-  load_all<M * M>(scratch, X);
+  load_all(scratch, M * M, X);
   for (int j = 0; j < M; ++j) {
     F16 sum = mul(G[j * M], X[j * M]);
     for (int k = 1; k < M; ++k) sum = fma(G[j * M + k], X[j * M + k], sum);
@@ -289,10 +304,10 @@ inline void sinkhorn_bwd(const HcShape& s, const F16* logits, F16* G, float* scr
 // ---- mixing of rows of D ----
 
 /// y = sum over i upwards of weight[i * weight_stride] * x_i (x_i = x + i * D).
-template <int M>
-inline void mix_streams(const float* x, const float* weight, int64_t weight_stride, int64_t D,
+template <class S>
+inline void mix_streams(S M, const float* x, const float* weight, int64_t weight_stride, int64_t D,
                         float* y) {
-  F16 a[M];
+  F16 a[S::kMax];
   for (int i = 0; i < M; ++i) a[i] = set1(weight[i * weight_stride]);
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes) {
@@ -308,9 +323,10 @@ inline void mix_streams(const float* x, const float* weight, int64_t weight_stri
 }
 
 /// dots[i * stride] = dot(x_i, g) in row_ops order, one pass over g.
-template <int M>
-inline void dot_streams(const float* x, const float* g, int64_t D, float* dots, int64_t stride) {
-  F16 acc[M];
+template <class S>
+inline void dot_streams(S M, const float* x, const float* g, int64_t D, float* dots,
+                        int64_t stride) {
+  F16 acc[S::kMax];
   for (int i = 0; i < M; ++i) acc[i] = zero();
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes) {
@@ -325,12 +341,12 @@ inline void dot_streams(const float* x, const float* g, int64_t D, float* dots, 
 }
 
 /// out_k = post_k * f + sum over j upwards of comb[j,k] * x_j.
-template <int M>
-inline void mix_post(const float* x, const float* f, const float* post, const float* comb,
+template <class S>
+inline void mix_post(S M, const float* x, const float* f, const float* post, const float* comb,
                      int64_t D, float* out) {
   for (int64_t d = 0; d < D; d += kLanes) {
     const int64_t left = D - d;
-    F16 in[M];
+    F16 in[S::kMax];
     for (int j = 0; j < M; ++j) {
       in[j] = left >= kLanes ? load(x + j * D + d) : load_first(x + j * D + d, left);
     }
@@ -348,8 +364,8 @@ inline void mix_post(const float* x, const float* f, const float* post, const fl
 }
 
 /// dx_i = fma(2 dq, u_i, fma(w_i, g, dx_i)); with kFromZero the innermost term is w_i * g.
-template <int M, bool kFromZero>
-inline void add_stream_grads(const float* x, const float* g, const float* weight, float two_dq,
+template <bool kFromZero, class S>
+inline void add_stream_grads(S M, const float* x, const float* g, const float* weight, float two_dq,
                              int64_t D, float* dx) {
   const F16 b = set1(two_dq);
   for (int i = 0; i < M; ++i) {
@@ -372,8 +388,8 @@ inline void add_stream_grads(const float* x, const float* g, const float* weight
 }
 
 /// dz = rho * dm and 2 dq from dm = dlogit * scale; dq = -rho^3 / (2 K) * sum_n z_n dm_n.
-template <int N>
-inline F16 products_bwd(const Products<N>& r, const F16* dm, int64_t K, F16* dz) {
+template <int kMaxN>
+inline F16 products_bwd(const Products<kMaxN>& r, int N, const F16* dm, int64_t K, F16* dz) {
   F16 sum = mul(r.z[0], dm[0]);
   for (int n = 1; n < N; ++n) sum = fma(r.z[n], dm[n], sum);
   for (int n = 0; n < N; ++n) dz[n] = mul(r.rho, dm[n]);
@@ -383,54 +399,55 @@ inline F16 products_bwd(const Products<N>& r, const F16* dm, int64_t K, F16* dz)
 
 // ---- the entry points for a fixed M ----
 
-template <int M>
-void pre_fwd(const HcShape& s, const HcWeights& w, const float* x, float* y, float* post,
+template <class S>
+void pre_fwd(S M, const HcShape& s, const HcWeights& w, const float* x, float* y, float* post,
              float* comb, int64_t begin, int64_t end) {
   const int64_t K = M * s.D;
   for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
     const int64_t count = end - t0 < kBlock ? end - t0 : kBlock;
-    const auto r = products<Mixes<M>::N>(s, w.fn, x + t0 * K, count);
-    const Mixes<M> mixes = split_mixes<M>(w, r);
-    F16 pre[M], X[M * M];
+    const auto r = products<Mixes<S>::kMaxN>(s, w.fn, num_mixes(M), x + t0 * K, count);
+    const Mixes<S> mixes = split_mixes(M, w, r);
+    F16 pre[S::kMax], X[S::kMax * S::kMax];
     for (int i = 0; i < M; ++i) pre[i] = add(mixes.pre_s[i], set1(s.hc_eps));
-    sinkhorn<M>(s, mixes.logits, X);
-    store_columns<M>(mixes.post, count, post + t0 * M);
-    store_columns<M * M>(X, count, comb + t0 * M * M);
-    float weights[kBlock * M];
-    store_columns<M>(pre, count, weights);
+    sinkhorn(M, s, mixes.logits, X);
+    store_columns(mixes.post, M, count, post + t0 * M);
+    store_columns(X, M * M, count, comb + t0 * M * M);
+    float weights[kBlock * S::kMax];
+    store_columns(pre, M, count, weights);
     for (int64_t t = 0; t < count; ++t) {
-      mix_streams<M>(x + (t0 + t) * K, weights + t * M, 1, s.D, y + (t0 + t) * s.D);
+      mix_streams(M, x + (t0 + t) * K, weights + t * M, 1, s.D, y + (t0 + t) * s.D);
     }
   }
 }
 
-template <int M>
-void pre_bwd(const HcShape& s, const HcWeights& w, const float* x, const float* dy,
+template <class S>
+void pre_bwd(S M, const HcShape& s, const HcWeights& w, const float* x, const float* dy,
              const float* dpost, const float* dcomb, float* dx, const HcTokenGrads& grads,
              float* scratch, int64_t begin, int64_t end) {
-  constexpr int N = Mixes<M>::N;
+  constexpr int kMaxN = Mixes<S>::kMaxN;
+  const int N = num_mixes(M);
   const int64_t K = M * s.D;
   const F16 one = set1(1.0f), half = set1(0.5f);
   for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
     const int64_t count = end - t0 < kBlock ? end - t0 : kBlock;
-    const auto r = products<N>(s, w.fn, x + t0 * K, count);
-    const Mixes<M> mixes = split_mixes<M>(w, r);
-    float dpre_rows[kBlock * M];
+    const auto r = products<kMaxN>(s, w.fn, N, x + t0 * K, count);
+    const Mixes<S> mixes = split_mixes(M, w, r);
+    float dpre_rows[kBlock * S::kMax];
     for (int64_t t = 0; t < count; ++t) {
-      dot_streams<M>(x + (t0 + t) * K, dy + (t0 + t) * s.D, s.D, dpre_rows + t * M, 1);
+      dot_streams(M, x + (t0 + t) * K, dy + (t0 + t) * s.D, s.D, dpre_rows + t * M, 1);
     }
-    F16 g[N], dpost_c[M];  // gradients of the logits scale * m + base
-    load_columns<M>(dpre_rows, count, g);
-    load_columns<M>(dpost + t0 * M, count, dpost_c);
-    load_columns<M * M>(dcomb + t0 * M * M, count, g + 2 * M);
+    F16 g[kMaxN], dpost_c[S::kMax];  // gradients of the logits scale * m + base
+    load_columns(dpre_rows, M, count, g);
+    load_columns(dpost + t0 * M, M, count, dpost_c);
+    load_columns(dcomb + t0 * M * M, M * M, count, g + 2 * M);
     for (int i = 0; i < M; ++i) {
       const F16 sigma = mixes.pre_s[i], p = mixes.post[i];
       g[i] = mul(g[i], mul(sigma, sub(one, sigma)));
       g[M + i] = mul(dpost_c[i], mul(p, fnma(half, p, one)));
     }
-    sinkhorn_bwd<M>(s, mixes.logits, g + 2 * M, scratch);
+    sinkhorn_bwd(M, s, mixes.logits, g + 2 * M, scratch);
 
-    F16 dm[N], dz[N], dscale[3];
+    F16 dm[kMaxN], dz[kMaxN], dscale[3];
     const int first[4] = {0, M, 2 * M, N};
     for (int group = 0; group < 3; ++group) {
       const F16 scale = set1(w.scale[group]);
@@ -440,25 +457,25 @@ void pre_bwd(const HcShape& s, const HcWeights& w, const float* x, const float* 
         dm[n] = mul(g[n], scale);
       }
     }
-    const F16 two_dq = products_bwd<N>(r, dm, K, dz);
-    store_columns<N>(dz, count, grads.dz + t0 * N);
-    store_columns<N>(g, count, grads.dlogit + t0 * N);
-    store_columns<3>(dscale, count, grads.dscale + t0 * 3);
+    const F16 two_dq = products_bwd(r, N, dm, K, dz);
+    store_columns(dz, N, count, grads.dz + t0 * N);
+    store_columns(g, N, count, grads.dlogit + t0 * N);
+    store_columns(dscale, 3, count, grads.dscale + t0 * 3);
 
-    F16 pre[M];
+    F16 pre[S::kMax];
     for (int i = 0; i < M; ++i) pre[i] = add(mixes.pre_s[i], set1(s.hc_eps));
-    float weights[kBlock * M], two_dq_rows[kBlock];
-    store_columns<M>(pre, count, weights);
+    float weights[kBlock * S::kMax], two_dq_rows[kBlock];
+    store_columns(pre, M, count, weights);
     store(two_dq_rows, two_dq);
     for (int64_t t = 0; t < count; ++t) {
-      add_stream_grads<M, false>(x + (t0 + t) * K, dy + (t0 + t) * s.D, weights + t * M,
-                                 two_dq_rows[t], s.D, dx + (t0 + t) * K);
+      add_stream_grads<false>(M, x + (t0 + t) * K, dy + (t0 + t) * s.D, weights + t * M,
+                              two_dq_rows[t], s.D, dx + (t0 + t) * K);
     }
   }
 }
 
-template <int M>
-inline void head_gates(const HcWeights& w, const Products<M>& r, F16* m, F16* sigma) {
+template <class S>
+inline void head_gates(S M, const HcWeights& w, const Products<S::kMax>& r, F16* m, F16* sigma) {
   const F16 scale = set1(w.scale[0]);
   for (int i = 0; i < M; ++i) {
     m[i] = mul(r.rho, r.z[i]);
@@ -466,70 +483,70 @@ inline void head_gates(const HcWeights& w, const Products<M>& r, F16* m, F16* si
   }
 }
 
-template <int M>
-void head_fwd(const HcShape& s, const HcWeights& w, const float* x, float* h, int64_t begin,
+template <class S>
+void head_fwd(S M, const HcShape& s, const HcWeights& w, const float* x, float* h, int64_t begin,
               int64_t end) {
   const int64_t K = M * s.D;
   for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
     const int64_t count = end - t0 < kBlock ? end - t0 : kBlock;
-    const auto r = products<M>(s, w.fn, x + t0 * K, count);
-    F16 m[M], gate[M];
-    head_gates<M>(w, r, m, gate);
+    const auto r = products<S::kMax>(s, w.fn, M, x + t0 * K, count);
+    F16 m[S::kMax], gate[S::kMax];
+    head_gates(M, w, r, m, gate);
     for (int i = 0; i < M; ++i) gate[i] = add(gate[i], set1(s.hc_eps));
-    float weights[kBlock * M];
-    store_columns<M>(gate, count, weights);
+    float weights[kBlock * S::kMax];
+    store_columns(gate, M, count, weights);
     for (int64_t t = 0; t < count; ++t) {
-      mix_streams<M>(x + (t0 + t) * K, weights + t * M, 1, s.D, h + (t0 + t) * s.D);
+      mix_streams(M, x + (t0 + t) * K, weights + t * M, 1, s.D, h + (t0 + t) * s.D);
     }
   }
 }
 
-template <int M>
-void head_bwd(const HcShape& s, const HcWeights& w, const float* x, const float* dh, float* dx,
+template <class S>
+void head_bwd(S M, const HcShape& s, const HcWeights& w, const float* x, const float* dh, float* dx,
               const HcTokenGrads& grads, int64_t begin, int64_t end) {
   const int64_t K = M * s.D;
   const F16 one = set1(1.0f), scale = set1(w.scale[0]);
   for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
     const int64_t count = end - t0 < kBlock ? end - t0 : kBlock;
-    const auto r = products<M>(s, w.fn, x + t0 * K, count);
-    F16 m[M], sigma[M], g[M], dm[M], dz[M], dscale = zero();
-    head_gates<M>(w, r, m, sigma);
-    float rows[kBlock * M];
+    const auto r = products<S::kMax>(s, w.fn, M, x + t0 * K, count);
+    F16 m[S::kMax], sigma[S::kMax], g[S::kMax], dm[S::kMax], dz[S::kMax], dscale = zero();
+    head_gates(M, w, r, m, sigma);
+    float rows[kBlock * S::kMax];
     for (int64_t t = 0; t < count; ++t) {
-      dot_streams<M>(x + (t0 + t) * K, dh + (t0 + t) * s.D, s.D, rows + t * M, 1);
+      dot_streams(M, x + (t0 + t) * K, dh + (t0 + t) * s.D, s.D, rows + t * M, 1);
     }
-    load_columns<M>(rows, count, g);
+    load_columns(rows, M, count, g);
     for (int i = 0; i < M; ++i) {
       g[i] = mul(g[i], mul(sigma[i], sub(one, sigma[i])));
       dscale = fma(g[i], m[i], dscale);
       dm[i] = mul(g[i], scale);
     }
-    const F16 two_dq = products_bwd<M>(r, dm, K, dz);
-    store_columns<M>(dz, count, grads.dz + t0 * M);
-    store_columns<M>(g, count, grads.dlogit + t0 * M);
-    store_columns<1>(&dscale, count, grads.dscale + t0);
+    const F16 two_dq = products_bwd(r, M, dm, K, dz);
+    store_columns(dz, M, count, grads.dz + t0 * M);
+    store_columns(g, M, count, grads.dlogit + t0 * M);
+    store_columns(&dscale, 1, count, grads.dscale + t0);
     for (int i = 0; i < M; ++i) sigma[i] = add(sigma[i], set1(s.hc_eps));
     float two_dq_rows[kBlock];
-    store_columns<M>(sigma, count, rows);
+    store_columns(sigma, M, count, rows);
     store(two_dq_rows, two_dq);
     for (int64_t t = 0; t < count; ++t) {
-      add_stream_grads<M, true>(x + (t0 + t) * K, dh + (t0 + t) * s.D, rows + t * M, two_dq_rows[t],
-                                s.D, dx + (t0 + t) * K);
+      add_stream_grads<true>(M, x + (t0 + t) * K, dh + (t0 + t) * s.D, rows + t * M, two_dq_rows[t],
+                             s.D, dx + (t0 + t) * K);
     }
   }
 }
 
-template <int M>
-void post_fwd(const HcShape& s, const float* x, const float* f, const float* post,
+template <class S>
+void post_fwd(S M, const HcShape& s, const float* x, const float* f, const float* post,
               const float* comb, float* out, int64_t begin, int64_t end) {
   const int64_t K = M * s.D;
   for (int64_t t = begin; t < end; ++t) {
-    mix_post<M>(x + t * K, f + t * s.D, post + t * M, comb + t * M * M, s.D, out + t * K);
+    mix_post(M, x + t * K, f + t * s.D, post + t * M, comb + t * M * M, s.D, out + t * K);
   }
 }
 
-template <int M>
-void post_bwd(const HcShape& s, const float* x, const float* f, const float* post,
+template <class S>
+void post_bwd(S M, const HcShape& s, const float* x, const float* f, const float* post,
               const float* comb, const float* dout, float* df, float* dpost, float* dcomb,
               float* dx, int64_t begin, int64_t end) {
   const int64_t K = M * s.D;
@@ -537,36 +554,22 @@ void post_bwd(const HcShape& s, const float* x, const float* f, const float* pos
     const float* g = dout + t * K;
     const float* c = comb + t * M * M;
     for (int k = 0; k < M; ++k) {
-      dot_streams<M>(x + t * K, g + k * s.D, s.D, dcomb + t * M * M + k, M);
+      dot_streams(M, x + t * K, g + k * s.D, s.D, dcomb + t * M * M + k, M);
       dpost[t * M + k] = dot(f + t * s.D, g + k * s.D, s.D);
     }
-    mix_streams<M>(g, post + t * M, 1, s.D, df + t * s.D);
-    for (int j = 0; j < M; ++j) mix_streams<M>(g, c + j * M, 1, s.D, dx + t * K + j * s.D);
+    mix_streams(M, g, post + t * M, 1, s.D, df + t * s.D);
+    for (int j = 0; j < M; ++j) mix_streams(M, g, c + j * M, 1, s.D, dx + t * K + j * s.D);
   }
 }
 
 }  // namespace
 
-#define FATHOM_HC_BY_STREAMS(fn, ...)     \
-  switch (s.M) {                          \
-    case 1:                               \
-      return fn<1>(__VA_ARGS__);          \
-    case 2:                               \
-      return fn<2>(__VA_ARGS__);          \
-    case 3:                               \
-      return fn<3>(__VA_ARGS__);          \
-    case 4:                               \
-      return fn<4>(__VA_ARGS__);          \
-    case 5:                               \
-      return fn<5>(__VA_ARGS__);          \
-    case 6:                               \
-      return fn<6>(__VA_ARGS__);          \
-    case 7:                               \
-      return fn<7>(__VA_ARGS__);          \
-    case 8:                               \
-      return fn<8>(__VA_ARGS__);          \
-    default:                              \
-      return; /* refused by the caller */ \
+// The released models have 4 streams.
+#define FATHOM_HC_BY_STREAMS(fn, ...) \
+  if (s.M == 4) {                     \
+    fn(Streams<4>(s), __VA_ARGS__);   \
+  } else {                            \
+    fn(Streams<0>(s), __VA_ARGS__);   \
   }
 
 void hc_pre_fwd_tokens(const HcShape& s, const HcWeights& w, const float* x, float* y, float* post,
