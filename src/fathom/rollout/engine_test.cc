@@ -7,7 +7,7 @@
 #include <string>
 
 #include "fathom/base/error.h"
-#include "fathom/kernels/log_prob/log_prob.h"
+#include "fathom/rollout/history_hash_model.h"
 
 namespace fathom {
 namespace {
@@ -15,69 +15,12 @@ namespace {
 constexpr int64_t kVocab = 32;
 constexpr int32_t kEos = 1;
 
-ModelConfig fake_config() {
-  ModelConfig config;
-  config.vocab_size = kVocab;
-  config.num_hidden_layers = 1;
-  config.compress_ratios = {0};
-  config.sliding_window = 1;
-  config.head_dim = 1;
-  config.num_experts_per_tok = 2;
-  config.max_position_embeddings = 64;
-  config.eos_token_ids = {kEos};
-  return config;
-}
-
-/// Stands in for the model in tests of the engine: logits are a hash of the whole sequence, which
-/// is kept where a real model keeps its window, so that a wrong fork or a wrong order shows.
-class HistoryHashModel : public StepModel {
- public:
-  Tensor step(const Batch& batch, const std::vector<int64_t>& rows) override {
-    ++num_steps;
-    num_tokens += batch.num_tokens();
-    std::vector<uint64_t> hash_of_row;
-    for (const Segment& segment : batch.segments) {
-      EXPECT_EQ(segment.state->num_tokens(), segment.start_pos);
-      float& kept = segment.state->layer(0).window[0];
-      for (int64_t i = 0; i < segment.num_tokens; ++i) {
-        const int32_t id = batch.token_ids[hash_of_row.size()];
-        // 24 bits are exact in a float.
-        const uint64_t hash =
-            mix64(static_cast<uint64_t>(kept), static_cast<uint64_t>(id)) & 0xFFFFFF;
-        kept = static_cast<float>(hash);
-        hash_of_row.push_back(hash);
-        if (segment.replay_out != nullptr) {
-          segment.replay_out->route_row(segment.start_pos + i, 0)[0] = id;
-          segment.replay_out->route_row(segment.start_pos + i, 0)[1] = id + 1;
-        }
-      }
-      segment.state->advance(segment.num_tokens);
-    }
-    EXPECT_EQ(static_cast<int64_t>(hash_of_row.size()), batch.num_tokens());
-    if (rows.empty()) return Tensor();
-    Tensor logits = Tensor::empty({static_cast<int64_t>(rows.size()), kVocab});
-    for (size_t r = 0; r < rows.size(); ++r) {
-      for (int64_t v = 0; v < kVocab; ++v) {
-        logits.f32()[static_cast<int64_t>(r) * kVocab + v] =
-            logit(hash_of_row[static_cast<size_t>(rows[r])], v);
-      }
-    }
-    return logits;
-  }
-
-  static float logit(uint64_t hash, int64_t v) {
-    return static_cast<float>(mix64(hash, static_cast<uint64_t>(v)) % 4096) / 1024.0f;
-  }
-
-  int64_t num_steps = 0, num_tokens = 0;
-};
-
 class EngineTest : public ::testing::Test {
  protected:
   Engine make(EngineOptions options = {}) {
-    auto model = std::make_unique<HistoryHashModel>();
+    auto model = std::make_unique<HistoryHashModel>(kVocab);
     model_ = model.get();
-    return Engine(ctx_, fake_config(), std::move(model), options);
+    return Engine(ctx_, hash_model_config(kVocab), std::move(model), options);
   }
   ThreadPool pool_{1};
   ExecContext ctx_{&pool_, detect_cpu_isa()};
@@ -134,7 +77,7 @@ TEST_F(EngineTest, AnswersFollowFromTheSequenceAndTheSeedAlone) {
     std::vector<int32_t> tokens = prompt;
     for (size_t i = 0; i < 20; ++i) {
       uint64_t hash = 0;
-      for (const int32_t id : tokens) hash = mix64(hash, static_cast<uint64_t>(id)) & 0xFFFFFF;
+      for (const int32_t id : tokens) hash = HistoryHashModel::next_hash(hash, id);
       std::vector<float> z;
       for (int64_t v = 0; v < kVocab; ++v) z.push_back(HistoryHashModel::logit(hash, v));
       const Draw draw{z.data(), &r.sampling, r.seeds[s], static_cast<int64_t>(tokens.size())};
