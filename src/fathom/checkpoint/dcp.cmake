@@ -1,5 +1,7 @@
 # torch.save containers and DCP directories.
-fathom_add_library(NAME dcp SOURCES pickle.cc pickle_names.cc pickle_tensor.cc pickle_writer.cc zip.cc
+fathom_add_library(NAME dcp SOURCES dcp_common.cc dcp_metadata.cc dcp_reader.cc dcp_writer.cc pickle.cc
+                   pickle_names.cc pickle_tensor.cc pickle_writer.cc zip.cc
                    DEPS fathom_base fathom_numerics)
-fathom_add_test(NAME zip_test SOURCES zip_test.cc DEPS fathom_dcp)
-fathom_add_test(NAME pickle_test SOURCES pickle_test.cc DEPS fathom_dcp)
+foreach(name zip pickle dcp)
+  fathom_add_test(NAME ${name}_test SOURCES ${name}_test.cc DEPS fathom_dcp)
+endforeach()
