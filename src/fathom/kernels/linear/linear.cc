@@ -17,10 +17,11 @@ constexpr int64_t kFwdRows = 96;
 constexpr int64_t kFwdPanels = 16;
 /// Tokens per rectangle of dx: large, because each rectangle transposes its part of W again.
 constexpr int64_t kBwdInputRows = 384;
-/// Panels per rectangle of dx and dW: those that the AVX-512 tile takes at once.
-constexpr int64_t kBwdPanels = 4;
-/// Inputs k per rectangle of dW: each rectangle copies its part of dy again.
-constexpr int64_t kBwdWeightRows = 48;
+/// Panels per rectangle of dx: those that the AVX-512 tile takes at once.
+constexpr int64_t kBwdInputPanels = 4;
+/// Inputs k per rectangle of dW, at most and at least: each rectangle reads its part of dy again.
+constexpr int64_t kBwdWeightRows = 192;
+constexpr int64_t kBwdWeightMinRows = 48;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -38,6 +39,16 @@ void add_items(int64_t group, int64_t rows, int64_t row_step, int64_t panels, in
           {group, {r, std::min(rows, r + row_step), p, std::min(panels, p + panel_step)}});
     }
   }
+}
+
+/// Inputs k per rectangle of dW: smaller while there would be too few rectangles for the threads.
+int64_t bwd_weight_rows(const ExecContext& ctx, int64_t num_matrices, int64_t N, int64_t K) {
+  const int64_t columns = num_matrices * ceil_div(N, kBwdWeightPanels * kPanelRows);
+  int64_t rows = kBwdWeightRows;
+  while (rows > kBwdWeightMinRows && ceil_div(K, rows) * columns < 2 * ctx.threads->num_threads()) {
+    rows /= 2;
+  }
+  return rows;
 }
 
 /// Runs body(item) for all items on the threads, or inline when `fmas` are too few to share out.
@@ -109,7 +120,7 @@ void linear_bwd_input(const ExecContext& ctx, const LinearBwdInput& p) {
   FATHOM_ASSERT(p.dy_stride >= p.N && p.dx_stride >= p.K, "dy_stride = ", p.dy_stride,
                 ", N = ", p.N, ", dx_stride = ", p.dx_stride, ", K = ", p.K);
   std::vector<Item> items;
-  add_items(0, p.T, kBwdInputRows, ceil_div(p.K, kPanelRows), kBwdPanels, items);
+  add_items(0, p.T, kBwdInputRows, ceil_div(p.K, kPanelRows), kBwdInputPanels, items);
   for_each_item(ctx, items, p.T * p.N * p.K, [&](const Item& item) {
     FATHOM_CPU_DISPATCH(ctx, linear_bwd_input_rectangle, p, item.part);
   });
@@ -121,7 +132,8 @@ void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p) {
                 ", x_stride = ", p.x_stride, ", K = ", p.K);
   if (p.T == 0) return;
   std::vector<Item> items;
-  add_items(0, p.K, kBwdWeightRows, ceil_div(p.N, kPanelRows), kBwdPanels, items);
+  add_items(0, p.K, bwd_weight_rows(ctx, 1, p.N, p.K), ceil_div(p.N, kPanelRows), kBwdWeightPanels,
+            items);
   for_each_item(ctx, items, p.T * p.N * p.K, [&](const Item& item) {
     FATHOM_CPU_DISPATCH(ctx, linear_bwd_weight_rectangle, p, item.part);
   });
@@ -150,7 +162,7 @@ void grouped_linear_bwd_input(const ExecContext& ctx, const GroupedLinear& g, co
   std::vector<Item> items;
   for (int64_t i = 0; i < g.num_groups; ++i) {
     add_items(i, g.row_begin[i + 1] - g.row_begin[i], kBwdInputRows, ceil_div(g.K, kPanelRows),
-              kBwdPanels, items);
+              kBwdInputPanels, items);
   }
   for_each_item(ctx, items, rows * g.N * g.K, [&](const Item& item) {
     const int64_t first = g.row_begin[item.group], T = g.row_begin[item.group + 1] - first;
@@ -164,10 +176,11 @@ void grouped_linear_bwd_input(const ExecContext& ctx, const GroupedLinear& g, co
 void grouped_linear_bwd_weight(const ExecContext& ctx, const GroupedLinear& g, const float* x,
                                const float* dy, float* const* dw_panels) {
   const int64_t rows = check_groups(g);
+  const int64_t row_step = bwd_weight_rows(ctx, g.num_groups, g.N, g.K);
   std::vector<Item> items;
   for (int64_t i = 0; i < g.num_groups; ++i) {
     if (dw_panels[i] == nullptr || g.row_begin[i + 1] == g.row_begin[i]) continue;
-    add_items(i, g.K, kBwdWeightRows, ceil_div(g.N, kPanelRows), kBwdPanels, items);
+    add_items(i, g.K, row_step, ceil_div(g.N, kPanelRows), kBwdWeightPanels, items);
   }
   for_each_item(ctx, items, rows * g.N * g.K, [&](const Item& item) {
     const int64_t first = g.row_begin[item.group], T = g.row_begin[item.group + 1] - first;

@@ -22,6 +22,10 @@ constexpr int kTilePanels = 1;
 #endif
 constexpr int kTileRows = 6;
 
+/// Inputs k for which a block of x is copied (24 KiB), and the stride from which it is.
+constexpr int64_t kXBlockRows = 48;
+constexpr int64_t kLongStride = 256;
+
 /// Steps of the chain for which a block of b lies on the stack: 32 KiB with kTilePanels = 4.
 constexpr int64_t kBlockSteps = 128;
 
@@ -60,7 +64,7 @@ inline __attribute__((always_inline)) void run_chain(F16 (&acc)[R][P], const flo
 struct Result {
   float* c;
   int64_t row, panel;
-  int64_t last_width;  // columns of the last panel of this tile, 1..16
+  int64_t width;  // columns of the last panel of this tile, 1..16
 };
 
 template <int R, int P>
@@ -68,7 +72,7 @@ inline __attribute__((always_inline)) void load_tile(F16 (&acc)[R][P], const Res
   for (int r = 0; r < R; ++r) {
     for (int p = 0; p < P; ++p) {
       const float* at = out.c + r * out.row + p * out.panel;
-      acc[r][p] = p + 1 < P || out.last_width == kLanes ? load(at) : load_first(at, out.last_width);
+      acc[r][p] = p + 1 < P || out.width == kLanes ? load(at) : load_first(at, out.width);
     }
   }
 }
@@ -78,10 +82,10 @@ inline __attribute__((always_inline)) void store_tile(const F16 (&acc)[R][P], co
   for (int r = 0; r < R; ++r) {
     for (int p = 0; p < P; ++p) {
       float* at = out.c + r * out.row + p * out.panel;
-      if (p + 1 < P || out.last_width == kLanes) {
+      if (p + 1 < P || out.width == kLanes) {
         store(at, acc[r][p]);
       } else {
-        store_first(at, acc[r][p], out.last_width);
+        store_first(at, acc[r][p], out.width);
       }
     }
   }
@@ -136,18 +140,23 @@ void forward_tile(const LinearFwd& p, const float* x, const float* w, const Resu
   store_tile(acc, out);
 }
 
+/// Columns of panel `panel_end` - 1 of a matrix of `columns` columns.
+inline int64_t last_width(int64_t columns, int64_t panel_end) {
+  const int64_t beyond = panel_end * kPanelRows - columns;
+  return beyond > 0 ? kPanelRows - beyond : kPanelRows;
+}
+
 /// Row tiles of R rows by P panels of the forward product, panels outside: a panel stays in the
 /// cache while the rows pass by.
 template <int R, int P>
 void forward_rows(const LinearFwd& p, int64_t row_begin, int64_t row_end, int64_t panel,
                   int64_t panel_end) {
   for (; panel + P <= panel_end; panel += P) {
-    const int64_t columns_left = p.N - (panel + P - 1) * kPanelRows;
-    const int64_t last_width = columns_left < kPanelRows ? columns_left : kPanelRows;
     const float* w = p.w_panels + panel * p.K * kPanelRows;
     for (int64_t t = row_begin; t < row_end; t += R) {
       float* y = p.y + t * p.y_stride + panel * kPanelRows;
-      forward_tile<R, P>(p, p.x + t * p.x_stride, w, {y, p.y_stride, kPanelRows, last_width});
+      forward_tile<R, P>(p, p.x + t * p.x_stride, w,
+                         {y, p.y_stride, kPanelRows, last_width(p.N, panel + P)});
     }
   }
   if constexpr (P > 1) forward_rows<R, P / 2>(p, row_begin, row_end, panel, panel_end);
@@ -201,50 +210,65 @@ void bwd_input_panels(const LinearBwdInput& p, const Rectangle& part, int64_t pa
   alignas(64) float block[P * kBlockSteps * kLanes];
   for (; panel + P <= part.panel_end; panel += P) {
     const int64_t k = panel * kPanelRows;
-    const int64_t columns_left = p.K - (panel + P - 1) * kPanelRows;
-    const int64_t last_width = columns_left < kPanelRows ? columns_left : kPanelRows;
     for (int64_t n = 0; n < p.N; n += kBlockSteps) {
       const int64_t steps = p.N - n < kBlockSteps ? p.N - n : kBlockSteps;
       for (int q = 0; q < P; ++q) {
         transpose_panel(p, k + q * kPanelRows, n, steps, block + q * kBlockSteps * kLanes);
       }
-      continue_rows<P, Along::kRow>(
-          part.row_end - part.row_begin, p.dy + part.row_begin * p.dy_stride + n, p.dy_stride,
-          block, steps,
-          {p.dx + part.row_begin * p.dx_stride + k, p.dx_stride, kPanelRows, last_width},
-          n == 0 && !p.accumulate);
+      continue_rows<P, Along::kRow>(part.row_end - part.row_begin,
+                                    p.dy + part.row_begin * p.dy_stride + n, p.dy_stride, block,
+                                    steps,
+                                    {p.dx + part.row_begin * p.dx_stride + k, p.dx_stride,
+                                     kPanelRows, last_width(p.K, panel + P)},
+                                    n == 0 && !p.accumulate);
     }
   }
   if constexpr (P > 1) bwd_input_panels<P / 2>(p, part, panel);
 }
 
-template <int P>
-void bwd_weight_panels(const LinearBwdWeight& p, const Rectangle& part, int64_t panel) {
-  alignas(64) float block[P * kBlockSteps * kLanes];
-  for (; panel + P <= part.panel_end; panel += P) {
-    const int64_t n = panel * kPanelRows;
-    const int64_t columns_left = p.N - (panel + P - 1) * kPanelRows;
-    const int64_t last_width = columns_left < kPanelRows ? columns_left : kPanelRows;
-    for (int64_t t = 0; t < p.T; t += kBlockSteps) {
-      const int64_t steps = p.T - t < kBlockSteps ? p.T - t : kBlockSteps;
-      for (int64_t j = 0; j < steps; ++j) {
-        for (int q = 0; q < P; ++q) {
-          const float* dy = p.dy + (t + j) * p.dy_stride + n + q * kPanelRows;
-          store(block + (q * kBlockSteps + j) * kLanes,
-                q + 1 < P || last_width == kPanelRows ? load(dy) : load_first(dy, last_width));
-        }
-      }
-      // The narrow last panel writes its real rows only: padding stays zero even where x is not
-      // finite.
-      continue_rows<P, Along::kColumn>(part.row_end - part.row_begin,
-                                       p.x + t * p.x_stride + part.row_begin, p.x_stride, block,
-                                       steps,
-                                       {p.dw_panels + n * p.K + part.row_begin * kPanelRows,
-                                        kPanelRows, p.K * kPanelRows, last_width},
-                                       false);
+/// Copies a [steps, width] piece of a row-major matrix to dst[q][j][16] for q < panels, zeros
+/// beyond `width`.
+void copy_panels(const float* src, int64_t src_stride, int64_t steps, int64_t width, int64_t panels,
+                 float* dst) {
+  for (int64_t j = 0; j < steps; ++j) {
+    for (int64_t q = 0; q < panels; ++q) {
+      const float* from = src + j * src_stride + q * kPanelRows;
+      const int64_t left = width - q * kPanelRows;
+      store(dst + (q * kBlockSteps + j) * kLanes,
+            left >= kPanelRows ? load(from) : load_first(from, left));
     }
   }
-  if constexpr (P > 1) bwd_weight_panels<P / 2>(p, part, panel);
+}
+
+/// Copies a [steps, width <= kXBlockRows] piece of a row-major matrix to rows kXBlockRows apart.
+void copy_rows(const float* src, int64_t src_stride, int64_t steps, int64_t width, float* dst) {
+  for (int64_t j = 0; j < steps; ++j) {
+    for (int64_t i = 0; i < width; i += kLanes) {
+      const float* from = src + j * src_stride + i;
+      store(dst + j * kXBlockRows + i,
+            width - i >= kLanes ? load(from) : load_first(from, width - i));
+    }
+  }
+}
+
+/// dW of the panels of one copied block of dy and of `rows` inputs k from `k` on. a: x[t, k] of the
+/// block's first token, rows a_stride apart.
+template <int P>
+void bwd_weight_panels(const LinearBwdWeight& p, int64_t k, int64_t rows, const float* a,
+                       int64_t a_stride, const float* dy_block, int64_t steps, int64_t panel,
+                       int64_t panel_end) {
+  for (; panel + P <= panel_end; panel += P) {
+    // The narrow last panel writes its real rows only: padding stays zero even where x is not
+    // finite.
+    continue_rows<P, Along::kColumn>(rows, a, a_stride, dy_block, steps,
+                                     {p.dw_panels + panel * kPanelRows * p.K + k * kPanelRows,
+                                      kPanelRows, p.K * kPanelRows, last_width(p.N, panel + P)},
+                                     false);
+    dy_block += P * kBlockSteps * kLanes;
+  }
+  if constexpr (P > 1) {
+    bwd_weight_panels<P / 2>(p, k, rows, a, a_stride, dy_block, steps, panel, panel_end);
+  }
 }
 
 }  // namespace
@@ -277,7 +301,24 @@ void linear_bwd_input_rectangle(const LinearBwdInput& p, const Rectangle& part) 
 }
 
 void linear_bwd_weight_rectangle(const LinearBwdWeight& p, const Rectangle& part) {
-  bwd_weight_panels<kTilePanels>(p, part, part.panel_begin);
+  alignas(64) float dy_block[kBwdWeightPanels * kBlockSteps * kLanes];
+  alignas(64) float x_block[kBlockSteps * kXBlockRows];
+  const int64_t panels = part.panel_end - part.panel_begin, n = part.panel_begin * kPanelRows;
+  const int64_t width = p.N - n < panels * kPanelRows ? p.N - n : panels * kPanelRows;
+  // Rows of x far apart fall into few sets of the first-level cache: those are copied.
+  const bool copy_x = p.x_stride >= kLongStride;
+  for (int64_t t = 0; t < p.T; t += kBlockSteps) {
+    const int64_t steps = p.T - t < kBlockSteps ? p.T - t : kBlockSteps;
+    copy_panels(p.dy + t * p.dy_stride + n, p.dy_stride, steps, width, panels, dy_block);
+    for (int64_t k = part.row_begin; k < part.row_end; k += kXBlockRows) {
+      const int64_t rows = part.row_end - k < kXBlockRows ? part.row_end - k : kXBlockRows;
+      const float* x = p.x + t * p.x_stride + k;
+      if (copy_x) copy_rows(x, p.x_stride, steps, rows, x_block);
+      bwd_weight_panels<kTilePanels>(p, k, rows, copy_x ? x_block : x,
+                                     copy_x ? kXBlockRows : p.x_stride, dy_block, steps,
+                                     part.panel_begin, part.panel_end);
+    }
+  }
 }
 
 }  // namespace FATHOM_ISA

@@ -13,6 +13,9 @@ struct Rectangle {
   int64_t panel_begin, panel_end;
 };
 
+/// The most panels in a rectangle of linear_bwd_weight_rectangle: its copy of dy lies on the stack.
+constexpr int64_t kBwdWeightPanels = 16;
+
 #define FATHOM_DECLARE_LINEAR(isa)                                                   \
   namespace isa {                                                                    \
   /* rows: tokens; panels: of N */                                                   \
