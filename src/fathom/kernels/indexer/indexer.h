@@ -1,7 +1,8 @@
 // Scores of compressed entries and the exact top-k of each query (ratio-4 layers).
 //   I[t,w] = Σ_h a[t,h] · ReLU(q[t,h] · k[w]): dot in row_ops order, fma chain over heads upwards.
-// The index_topk largest are picked: higher score first, −0 equals +0, then the lower index; a query
-// that sees no more than index_topk entries takes them all, unscored. Picks are sorted ascending.
+// The index_topk largest are picked: higher score first, −0 equals +0, then the lower index; a
+// query that sees no more than index_topk entries takes them all, unscored. Picks are sorted
+// ascending.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@
 namespace fathom {
 
 struct IndexerTopk {
-  const float* q;        // [T, Hi, di]
-  const float* weights;  // [T, Hi], scaled
+  const float* q;                 // [T, Hi, di]
+  const float* weights;           // [T, Hi], scaled
   const KeyPages* segment_pages;  // [num_segments], width di
   const int32_t* segment_of;      // [T]
   const int32_t* num_visible;     // [T] entries 0 .. num_visible−1 may be picked

@@ -1,0 +1,35 @@
+#include "fathom/kernels/indexer/indexer_cpu.h"
+
+#include "fathom/kernels/sparse_attention/dots.h"
+
+namespace fathom {
+namespace FATHOM_ISA {
+
+void indexer_score_entries(const IndexerTopk& p, int64_t t, int64_t begin, int64_t end,
+                           float* scores) {
+  const int64_t count = end - begin;
+  const KeyPages& pages = p.segment_pages[p.segment_of[t]];
+  const float* keys[kIndexerEntryBlock];
+  for (int64_t w = begin; w < end; ++w) {
+    keys[w - begin] = pages.pages[w / pages.entries_per_page] + w % pages.entries_per_page * p.di;
+  }
+  alignas(64) float products[kIndexerEntryBlock];
+  for (int64_t i = 0; i < count; ++i) scores[i] = 0;
+  for (int64_t h = 0; h < p.Hi; ++h) {
+    dots(p.q + (t * p.Hi + h) * p.di, keys, count, p.di, products);
+    const F16 weight = set1(p.weights[t * p.Hi + h]);
+    // max(0, x) is x when x is NaN, so a NaN reaches the score.
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      store(scores + i, fma(weight, max(zero(), load(products + i)), load(scores + i)));
+    }
+    if (i < count) {
+      const int64_t n = count - i;
+      const F16 relu = max(zero(), load_first(products + i, n));
+      store_first(scores + i, fma(weight, relu, load_first(scores + i, n)), n);
+    }
+  }
+}
+
+}  // namespace FATHOM_ISA
+}  // namespace fathom
