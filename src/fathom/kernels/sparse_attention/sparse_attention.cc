@@ -13,7 +13,7 @@ namespace {
 // A range of a parallel loop does about this many multiply-adds.
 constexpr int64_t kWorkPerRange = 1 << 17;
 // Room for P and dS of one block of queries; bits do not depend on it.
-constexpr int64_t kBlockFloats = 1 << 24;
+constexpr int64_t kBlockFloats = 1 << 22;
 
 struct KeyCounts {
   int64_t max_window = 0, max_keys = 0, total = 0;
