@@ -3,7 +3,7 @@
 //   acc[r][p] = fma(a[r, j], b[p][j][0..15], acc[r][p]),
 // with `a` broadcast and `b` in panel layout. Panels of W serve the forward product as they are;
 // for the two gradients a block of Wᵀ or of dy is copied into panels on the stack first. Chains
-// that are longer than such a block continue from the stored result, which changes no bits.
+// that are longer than a block continue from the stored result, which changes no bits.
 #include "fathom/kernels/linear/linear_cpu.h"
 
 #include "fathom/numerics/simd.h"
@@ -26,7 +26,8 @@ constexpr int kTileRows = 6;
 constexpr int64_t kXBlockRows = 48;
 constexpr int64_t kLongStride = 256;
 
-/// Steps of the chain for which a block of b lies on the stack: 32 KiB with kTilePanels = 4.
+/// Steps of a chain for which the panels of b of one tile stay in the first-level cache: 32 KiB
+/// with kTilePanels = 4.
 constexpr int64_t kBlockSteps = 128;
 
 /// Levels of the tree over at most 8 parts.
@@ -100,7 +101,7 @@ inline __attribute__((always_inline)) void clear_tile(F16 (&acc)[R][P]) {
 
 /// Continues the chains of a tile from the stored result, or from 0 when `fresh`.
 template <int R, int P, Along kAlong>
-void continue_tile(const float* a, int64_t a_stride, const float* b, int64_t steps,
+void continue_tile(const float* a, int64_t a_stride, const float* b, int64_t b_panel, int64_t steps,
                    const Result& out, bool fresh) {
   F16 acc[R][P];
   if (fresh) {
@@ -108,7 +109,7 @@ void continue_tile(const float* a, int64_t a_stride, const float* b, int64_t ste
   } else {
     load_tile(acc, out);
   }
-  run_chain<R, P, kAlong>(acc, a, a_stride, b, kBlockSteps * kLanes, steps);
+  run_chain<R, P, kAlong>(acc, a, a_stride, b, b_panel, steps);
   store_tile(acc, out);
 }
 
@@ -153,6 +154,18 @@ void forward_rows(const LinearFwd& p, int64_t row_begin, int64_t row_end, int64_
                   int64_t panel_end) {
   for (; panel + P <= panel_end; panel += P) {
     const float* w = p.w_panels + panel * p.K * kPanelRows;
+    if (R == kTileRows && p.num_parts == 1) {  // many rows: all of them pass a block of steps first
+      for (int64_t k = 0; k < p.K; k += kBlockSteps) {
+        const int64_t steps = p.K - k < kBlockSteps ? p.K - k : kBlockSteps;
+        for (int64_t t = row_begin; t < row_end; t += R) {
+          float* y = p.y + t * p.y_stride + panel * kPanelRows;
+          continue_tile<R, P, Along::kRow>(
+              p.x + t * p.x_stride + k, p.x_stride, w + k * kPanelRows, p.K * kPanelRows, steps,
+              {y, p.y_stride, kPanelRows, last_width(p.N, panel + P)}, k == 0);
+        }
+      }
+      continue;
+    }
     for (int64_t t = row_begin; t < row_end; t += R) {
       float* y = p.y + t * p.y_stride + panel * kPanelRows;
       forward_tile<R, P>(p, p.x + t * p.x_stride, w,
@@ -169,21 +182,21 @@ void continue_rows(int64_t rows, const float* a, int64_t a_stride, const float* 
                    Result out, bool fresh) {
   const int64_t a_row = kAlong == Along::kRow ? a_stride : 1;
   for (; rows >= kTileRows; rows -= kTileRows) {
-    continue_tile<kTileRows, P, kAlong>(a, a_stride, b, steps, out, fresh);
+    continue_tile<kTileRows, P, kAlong>(a, a_stride, b, kBlockSteps * kLanes, steps, out, fresh);
     a += kTileRows * a_row;
     out.c += kTileRows * out.row;
   }
   switch (rows) {
     case 1:
-      return continue_tile<1, P, kAlong>(a, a_stride, b, steps, out, fresh);
+      return continue_tile<1, P, kAlong>(a, a_stride, b, kBlockSteps * kLanes, steps, out, fresh);
     case 2:
-      return continue_tile<2, P, kAlong>(a, a_stride, b, steps, out, fresh);
+      return continue_tile<2, P, kAlong>(a, a_stride, b, kBlockSteps * kLanes, steps, out, fresh);
     case 3:
-      return continue_tile<3, P, kAlong>(a, a_stride, b, steps, out, fresh);
+      return continue_tile<3, P, kAlong>(a, a_stride, b, kBlockSteps * kLanes, steps, out, fresh);
     case 4:
-      return continue_tile<4, P, kAlong>(a, a_stride, b, steps, out, fresh);
+      return continue_tile<4, P, kAlong>(a, a_stride, b, kBlockSteps * kLanes, steps, out, fresh);
     case 5:
-      return continue_tile<5, P, kAlong>(a, a_stride, b, steps, out, fresh);
+      return continue_tile<5, P, kAlong>(a, a_stride, b, kBlockSteps * kLanes, steps, out, fresh);
     default:
       return;
   }
