@@ -20,7 +20,7 @@ void generate_file(const ExecContext& ctx, const std::string& checkpoint_directo
       read_file(input_path), input_path, config, tokenizer ? &*tokenizer : nullptr);
   AtomicFileWriter output(output_path);
 
-  const Weights weights = load_weights(ctx, checkpoint_directory);
+  const Weights weights = load_weights(checkpoint_directory, {});
   EngineOptions engine_options;
   engine_options.max_running_requests = options.max_running_requests;
   engine_options.chunked_prefill_size = options.chunked_prefill_size;
