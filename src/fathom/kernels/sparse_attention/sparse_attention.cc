@@ -37,45 +37,47 @@ int64_t grain_for(int64_t work_per_item) {
   return std::max<int64_t>(1, kWorkPerRange / std::max<int64_t>(1, work_per_item));
 }
 
-/// The (query, key) pairs of a block, grouped by key (window rows, then compressed entries),
-/// queries upwards within a key: a counting sort.
-struct PairsByKey {
-  std::vector<int64_t> key_begin;  // [num_keys + 1]
-  std::vector<int32_t> query, pair;
+/// PairsOfKeys' memory: keys are window rows, then compressed entries.
+struct SortedPairs {
+  std::vector<int64_t> key_begin, next;
+  std::vector<int32_t> query, slot;
 };
 
+/// Calls visit(query, key, slot) in query order.
 template <typename Visit>
 void for_each_pair(const SparseAttentionBwd& b, int64_t query_begin, int64_t query_end,
                    Visit&& visit) {
   const SparseAttentionFwd& p = b.fwd;
   for (int64_t t = query_begin; t < query_end; ++t) {
-    for (int64_t j = 0; j < p.window_count[t]; ++j) visit(t, p.window_begin[t] + j);
+    int32_t slot = 0;
+    for (; slot < p.window_count[t]; ++slot) visit(t, p.window_begin[t] + slot, slot);
     if (p.num_picks[t] == 0) continue;
     const int64_t first_entry = b.num_window_rows + b.entry_begin[p.segment_of[t]];
-    for (int64_t j = 0; j < p.num_picks[t]; ++j) {
-      visit(t, first_entry + (p.picks != nullptr ? p.picks[t * p.picks_stride + j] : j));
+    for (int64_t j = 0; j < p.num_picks[t]; ++j, ++slot) {
+      visit(t, first_entry + (p.picks != nullptr ? p.picks[t * p.picks_stride + j] : j), slot);
     }
   }
 }
 
-void sort_pairs(const SparseAttentionBwd& b, int64_t query_begin, int64_t query_end,
-                int64_t num_pairs, int64_t num_keys, PairsByKey* sorted) {
+/// A counting sort.
+PairsOfKeys sort_pairs(const SparseAttentionBwd& b, int64_t query_begin, int64_t query_end,
+                       int64_t num_pairs, int64_t num_keys, SortedPairs* sorted) {
   std::vector<int64_t>& begin = sorted->key_begin;
   begin.assign(static_cast<size_t>(num_keys) + 1, 0);
-  for_each_pair(b, query_begin, query_end, [&](int64_t t, int64_t key) {
+  for_each_pair(b, query_begin, query_end, [&](int64_t t, int64_t key, int32_t) {
     FATHOM_ASSERT(key >= 0 && key < num_keys, "query ", t, " sees key ", key, " of ", num_keys);
     ++begin[static_cast<size_t>(key) + 1];
   });
   for (size_t key = 0; key < static_cast<size_t>(num_keys); ++key) begin[key + 1] += begin[key];
-  std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+  sorted->next.assign(begin.begin(), begin.end() - 1);
   sorted->query.resize(static_cast<size_t>(num_pairs));
-  sorted->pair.resize(static_cast<size_t>(num_pairs));
-  int32_t pair = 0;
-  for_each_pair(b, query_begin, query_end, [&](int64_t t, int64_t key) {
-    const size_t at = static_cast<size_t>(next[static_cast<size_t>(key)]++);
+  sorted->slot.resize(static_cast<size_t>(num_pairs));
+  for_each_pair(b, query_begin, query_end, [&](int64_t t, int64_t key, int32_t slot) {
+    const size_t at = static_cast<size_t>(sorted->next[static_cast<size_t>(key)]++);
     sorted->query[at] = static_cast<int32_t>(t);
-    sorted->pair[at] = pair++;
+    sorted->slot[at] = slot;
   });
+  return {begin.data(), sorted->query.data(), sorted->slot.data()};
 }
 
 }  // namespace
@@ -105,7 +107,7 @@ void sparse_attention_bwd(const ExecContext& ctx, const SparseAttentionBwd& b) {
 
   std::vector<float> delta(static_cast<size_t>(p.T * p.H)), prob, ds;
   std::vector<int64_t> pair_begin;
-  PairsByKey sorted;
+  SortedPairs sorted;
   for (int64_t first = 0, last; first < p.T; first = last) {
     // As many queries as fit.
     pair_begin.assign(1, 0);
@@ -123,24 +125,21 @@ void sparse_attention_bwd(const ExecContext& ctx, const SparseAttentionBwd& b) {
     const int64_t query_grain = grain_for(3 * p.H * p.hd * num_pairs / (last - first));
     ctx.threads->parallel_for(last - first, query_grain, [&](int64_t begin, int64_t end) {
       std::vector<const float*> keys(static_cast<size_t>(counts.max_keys));
-      std::vector<float> scratch(static_cast<size_t>(2 * counts.max_keys));
-      FATHOM_CPU_DISPATCH(ctx, sparse_attention_bwd_queries, b, block, keys.data(), scratch.data(),
-                          first + begin, first + end);
+      FATHOM_CPU_DISPATCH(ctx, sparse_attention_bwd_queries, b, block, keys.data(), first + begin,
+                          first + end);
     });
 
-    sort_pairs(b, first, last, num_pairs, num_keys, &sorted);
-    const int64_t key_grain = grain_for(2 * p.H * p.hd * num_pairs / num_keys);
-    ctx.threads->parallel_for(num_keys, key_grain, [&](int64_t begin, int64_t end) {
-      for (int64_t key = begin; key < end; ++key) {
-        const size_t i = static_cast<size_t>(key);
-        const KeyUses uses{sorted.query.data(), sorted.pair.data(), sorted.key_begin[i],
-                           sorted.key_begin[i + 1]};
-        if (uses.begin == uses.end) continue;
-        float* dkey = key < b.num_window_rows ? b.dwindow_kv + key * p.hd
-                                              : b.dcompressed + (key - b.num_window_rows) * p.hd;
-        FATHOM_CPU_DISPATCH(ctx, sparse_attention_bwd_key, b, block, uses, dkey);
-      }
-    });
+    const PairsOfKeys pairs = sort_pairs(b, first, last, num_pairs, num_keys, &sorted);
+    // Keys are taken four together.
+    const int64_t key_grain = (grain_for(2 * p.H * p.hd * num_pairs / num_keys) + 3) / 4 * 4;
+    const auto add_key_gradients = [&](int64_t first_key, int64_t count, float* dkeys) {
+      ctx.threads->parallel_for(count, key_grain, [&](int64_t begin, int64_t end) {
+        FATHOM_CPU_DISPATCH(ctx, sparse_attention_bwd_keys, b, block, pairs, first_key + begin,
+                            first_key + end, dkeys + begin * p.hd);
+      });
+    };
+    add_key_gradients(0, b.num_window_rows, b.dwindow_kv);
+    add_key_gradients(b.num_window_rows, num_keys - b.num_window_rows, b.dcompressed);
   }
   ctx.threads->parallel_for(p.H, 16, [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, sparse_attention_bwd_sink, b, delta.data(), begin, end);

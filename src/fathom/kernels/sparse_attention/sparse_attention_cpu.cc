@@ -130,26 +130,28 @@ void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys,
 }
 
 void sparse_attention_bwd_queries(const SparseAttentionBwd& b, const AttentionBlock& block,
-                                  const float** keys, float* scratch, int64_t begin, int64_t end) {
+                                  const float** keys, int64_t begin, int64_t end) {
   const SparseAttentionFwd& p = b.fwd;
+  const F16 scale = set1(p.scale);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t count = list_keys(p, t, keys);
-    float* prob = scratch;
-    float* ds = scratch + count;
-    const int64_t first_pair = block.pair_begin[t - block.query_begin];
+    const int64_t first = block.pair_begin[t - block.query_begin] * p.H;
     for (int64_t h = 0; h < p.H; ++h) {
       const int64_t item = t * p.H + h;
+      float* prob = block.p + first + h * count;
+      float* ds = block.ds + first + h * count;
       const float* grad = b.do_ + item * p.hd;
-      const float delta = dot(p.o + item * p.hd, grad, p.hd);
-      block.delta[item] = delta;
-      scores(p.q + item * p.hd, keys, count, p.hd, p.scale, prob);
-      const F16 lse = set1(p.lse[item]);
-      map(prob, count, [&](F16 s) { return exp(sub(s, lse)); });
+      const float delta_h = dot(p.o + item * p.hd, grad, p.hd);
+      block.delta[item] = delta_h;
+      dots(p.q + item * p.hd, keys, count, p.hd, prob);
       dots(grad, keys, count, p.hd, ds);
-      for (int64_t k = 0; k < count; ++k) {
-        ds[k] = prob[k] * (ds[k] - delta) * p.scale;
-        block.p[(first_pair + k) * p.H + h] = prob[k];
-        block.ds[(first_pair + k) * p.H + h] = ds[k];
+      const F16 lse = set1(p.lse[item]), delta = set1(delta_h);
+      for (int64_t k = 0; k < count; k += kLanes) {
+        const int64_t n = count - k;
+        const F16 p_k = exp(sub(mul(load_first(prob + k, n), scale), lse));
+        const F16 ds_k = mul(mul(p_k, sub(load_first(ds + k, n), delta)), scale);
+        store_first(prob + k, p_k, n);
+        store_first(ds + k, ds_k, n);
       }
       weighted_keys(ds, keys, count, p.hd, b.dq + item * p.hd);
     }
@@ -158,49 +160,125 @@ void sparse_attention_bwd_queries(const SparseAttentionBwd& b, const AttentionBl
 
 namespace {
 
-/// kVectors vectors at d of one key's gradient.
-template <int kVectors>
-inline void add_key_gradient(const SparseAttentionBwd& b, const AttentionBlock& block,
-                             const KeyUses& uses, int64_t d, float* dkey) {
+// Neighbouring keys are mostly seen by the same queries, so their gradients are accumulated
+// together and share the loads of q and do. As many vectors of each as there are registers for.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+constexpr int kKeyVectors = 4;
+#else
+constexpr int kKeyVectors = 1;
+#endif
+
+/// A key's next use, and where the P and dS of its heads start.
+struct UseCursor {
+  int64_t next, end;
+  const float *p, *ds;
+};
+
+/// Channels d .. d + kVectors * 16 of the gradients of keys [key, key + kKeys); with kVectors 0,
+/// the last hd - d < 16 channels.
+template <int kKeys, int kVectors>
+void add_key_gradients(const SparseAttentionBwd& b, const AttentionBlock& block,
+                       const PairsOfKeys& pairs, int64_t key, int64_t d, float* dkeys) {
   const SparseAttentionFwd& p = b.fwd;
-  F16 acc[kVectors];
-  for (int v = 0; v < kVectors; ++v) acc[v] = load(dkey + d + v * kLanes);
-  for (int64_t i = uses.begin; i < uses.end; ++i) {
-    const int64_t row = uses.query[i] * p.H * p.hd + d;
-    const float* q = p.q + row;
-    const float* grad = b.do_ + row;
-    const float* ds = block.ds + uses.pair[i] * p.H;
-    const float* prob = block.p + uses.pair[i] * p.H;
-    for (int64_t h = 0; h < p.H; ++h) {
-      const F16 ds_h = set1(ds[h]), p_h = set1(prob[h]);
-      for (int v = 0; v < kVectors; ++v) {
-        acc[v] = fma(ds_h, load(q + h * p.hd + v * kLanes), acc[v]);
-        acc[v] = fma(p_h, load(grad + h * p.hd + v * kLanes), acc[v]);
+  constexpr int kCount = kVectors > 0 ? kVectors : 1;
+  const int64_t rest = p.hd - d;
+  const auto get = [&](const float* from, int v) {
+    return kVectors > 0 ? load(from + v * kLanes) : load_first(from, rest);
+  };
+  UseCursor uses[kKeys];
+  F16 acc[kKeys][kCount];
+#pragma GCC unroll 4
+  for (int k = 0; k < kKeys; ++k) {
+    uses[k] = {pairs.key_begin[key + k], pairs.key_begin[key + k + 1], nullptr, nullptr};
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) acc[k][v] = get(dkeys + k * p.hd + d, v);
+  }
+  for (;;) {
+    // The next query that sees any of the keys.
+    int64_t t = INT64_MAX;
+    for (const UseCursor& use : uses) {
+      if (use.next < use.end && pairs.query[use.next] < t) t = pairs.query[use.next];
+    }
+    if (t == INT64_MAX) break;
+    const int64_t* begin = block.pair_begin + (t - block.query_begin);
+    const int64_t first = begin[0] * p.H, count = begin[1] - begin[0];
+    bool sees[kKeys], all = true;
+    for (int k = 0; k < kKeys; ++k) {
+      UseCursor& use = uses[k];
+      sees[k] = use.next < use.end && pairs.query[use.next] == t;
+      all = all && sees[k];
+      if (!sees[k]) continue;
+      const int64_t at = first + pairs.slot[use.next++];
+      use.p = block.p + at;
+      use.ds = block.ds + at;
+    }
+    const float* q = p.q + t * p.H * p.hd + d;
+    const float* grad = b.do_ + t * p.H * p.hd + d;
+    const auto add_heads = [&](const auto& takes_part) {
+      for (int64_t h = 0; h < p.H; ++h) {
+        F16 q_h[kCount], grad_h[kCount];
+#pragma GCC unroll 4
+        for (int v = 0; v < kCount; ++v) {
+          q_h[v] = get(q + h * p.hd, v);
+          grad_h[v] = get(grad + h * p.hd, v);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < kKeys; ++k) {
+          if (!takes_part(k)) continue;
+          const F16 ds = set1(uses[k].ds[h * count]), prob = set1(uses[k].p[h * count]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kCount; ++v) {
+            acc[k][v] = fma(prob, grad_h[v], fma(ds, q_h[v], acc[k][v]));
+          }
+        }
+      }
+    };
+    if (all) {
+      add_heads([](int) { return true; });
+    } else {
+      add_heads([&](int k) { return sees[k]; });
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kKeys; ++k) {
+    float* out = dkeys + k * p.hd + d;
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) {
+      if (kVectors > 0) {
+        store(out + v * kLanes, acc[k][v]);
+      } else {
+        store_first(out, acc[k][v], rest);
       }
     }
   }
-  for (int v = 0; v < kVectors; ++v) store(dkey + d + v * kLanes, acc[v]);
+}
+
+template <int kKeys>
+void add_key_gradients_of(const SparseAttentionBwd& b, const AttentionBlock& block,
+                          const PairsOfKeys& pairs, int64_t key, float* dkeys) {
+  const int64_t hd = b.fwd.hd;
+  int64_t d = 0;
+  for (; d + kKeyVectors * kLanes <= hd; d += kKeyVectors * kLanes) {
+    add_key_gradients<kKeys, kKeyVectors>(b, block, pairs, key, d, dkeys);
+  }
+  for (; d + kLanes <= hd; d += kLanes) {
+    add_key_gradients<kKeys, 1>(b, block, pairs, key, d, dkeys);
+  }
+  if (d < hd) add_key_gradients<kKeys, 0>(b, block, pairs, key, d, dkeys);
 }
 
 }  // namespace
 
-void sparse_attention_bwd_key(const SparseAttentionBwd& b, const AttentionBlock& block,
-                              const KeyUses& uses, float* dkey) {
-  const SparseAttentionFwd& p = b.fwd;
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= p.hd; d += 4 * kLanes) add_key_gradient<4>(b, block, uses, d, dkey);
-  for (; d + kLanes <= p.hd; d += kLanes) add_key_gradient<1>(b, block, uses, d, dkey);
-  if (d == p.hd) return;
-  const int64_t n = p.hd - d;
-  F16 acc = load_first(dkey + d, n);
-  for (int64_t i = uses.begin; i < uses.end; ++i) {
-    for (int64_t h = 0; h < p.H; ++h) {
-      const int64_t at = (uses.query[i] * p.H + h) * p.hd + d;
-      acc = fma(set1(block.ds[uses.pair[i] * p.H + h]), load_first(p.q + at, n), acc);
-      acc = fma(set1(block.p[uses.pair[i] * p.H + h]), load_first(b.do_ + at, n), acc);
-    }
+void sparse_attention_bwd_keys(const SparseAttentionBwd& b, const AttentionBlock& block,
+                               const PairsOfKeys& pairs, int64_t begin, int64_t end, float* dkeys) {
+  constexpr int kTogether = 4;
+  int64_t key = begin;
+  for (; key + kTogether <= end; key += kTogether) {
+    add_key_gradients_of<kTogether>(b, block, pairs, key, dkeys + (key - begin) * b.fwd.hd);
   }
-  store_first(dkey + d, acc, n);
+  for (; key < end; ++key) {
+    add_key_gradients_of<1>(b, block, pairs, key, dkeys + (key - begin) * b.fwd.hd);
+  }
 }
 
 void sparse_attention_bwd_sink(const SparseAttentionBwd& b, const float* delta, int64_t begin,

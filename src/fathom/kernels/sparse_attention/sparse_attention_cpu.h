@@ -7,20 +7,22 @@
 
 namespace fathom {
 
-/// A block of queries of the backward pass and what its first pass leaves for the second.
+/// A block of queries of the backward pass and what its first pass leaves for the second. The P and
+/// dS of query t, head h and the j-th key of its list are at pair_begin[t - query_begin] * H + h *
+/// (number of keys of t) + j.
 struct AttentionBlock {
   int64_t query_begin, query_end;
   const int64_t* pair_begin;  // [queries of the block + 1] first (query, key) pair of a query
-  float* p;                   // [pairs, H] probabilities
-  float* ds;                  // [pairs, H] gradients of the logits, scaled
+  float* p;                   // probabilities
+  float* ds;                  // gradients of the logits, scaled
   float* delta;               // [T, H]
 };
 
-/// The (query, key) pairs of one key, queries upwards.
-struct KeyUses {
-  const int32_t* query;  // [pairs, grouped by key]
-  const int32_t* pair;   // index into p and ds
-  int64_t begin, end;
+/// The (query, key) pairs of a block grouped by key, queries upwards within a key.
+struct PairsOfKeys {
+  const int64_t* key_begin;  // [num_keys + 1] first pair of a key
+  const int32_t* query;      // [pairs]
+  const int32_t* slot;       // [pairs] the key's place in the query's key list
 };
 
 #define FATHOM_DECLARE_SPARSE_ATTENTION(isa)                                                       \
@@ -29,14 +31,13 @@ struct KeyUses {
      one query; scratch: max(window_count, kAttentionChunkKeys) + 2 * hd floats. */                \
   void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys, float* scratch, \
                                   int64_t begin, int64_t end);                                     \
-  /* dq, delta, P and dS of queries [begin, end) of the block. keys as above; scratch: twice the   \
-     number of keys of one query. */                                                               \
+  /* dq, delta, P and dS of queries [begin, end) of the block. keys as above. */                   \
   void sparse_attention_bwd_queries(const SparseAttentionBwd& p, const AttentionBlock& block,      \
-                                    const float** keys, float* scratch, int64_t begin,             \
-                                    int64_t end);                                                  \
-  /* Adds to the gradient of one key. */                                                           \
-  void sparse_attention_bwd_key(const SparseAttentionBwd& p, const AttentionBlock& block,          \
-                                const KeyUses& uses, float* dkey);                                 \
+                                    const float** keys, int64_t begin, int64_t end);               \
+  /* Adds to the gradients of keys [begin, end); dkeys belongs to key `begin`. */                  \
+  void sparse_attention_bwd_keys(const SparseAttentionBwd& p, const AttentionBlock& block,         \
+                                 const PairsOfKeys& pairs, int64_t begin, int64_t end,             \
+                                 float* dkeys);                                                    \
   /* Adds to dsink of heads [begin, end). */                                                       \
   void sparse_attention_bwd_sink(const SparseAttentionBwd& p, const float* delta, int64_t begin,   \
                                  int64_t end);                                                     \

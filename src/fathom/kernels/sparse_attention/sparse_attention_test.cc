@@ -212,7 +212,8 @@ Bounds error_bounds(const Problem& p, const SparseAttentionRef& ref,
   b.dq = ds + static_cast<double>(p.max_keys()) * kEps * 2 * grad_size * ref.scale;
   // A key gathers from every (query, head) that sees it, in proportion to P; the chain has two
   // roundings for each.
-  const double q_size = *std::max_element(ref.q.begin(), ref.q.end());
+  double q_size = 0;
+  for (const double v : ref.q) q_size = std::max(q_size, std::abs(v));
   std::vector<double> weight(ref.keys.size() / hd), uses(weight.size());
   each_use([&](size_t item, size_t key) {
     double s = 0;
