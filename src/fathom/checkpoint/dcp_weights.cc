@@ -1,0 +1,108 @@
+#include "fathom/checkpoint/dcp_weights.h"
+
+#include <bit>
+#include <cstring>
+
+#include "fathom/base/error.h"
+#include "fathom/checkpoint/dcp_common.h"
+
+namespace fathom {
+namespace {
+
+void widen_bf16(const uint16_t* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i)
+    to[i] = std::bit_cast<float>(static_cast<uint32_t>(from[i]) << 16);
+}
+
+}  // namespace
+
+void read_parameter(DcpReader& reader, const std::string& key_prefix, const Parameter& p,
+                    int64_t num_experts, Tensor* out) {
+  const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  const std::string key = key_prefix + s.key;
+  const DcpTensor& stored = reader.tensor(key);
+  FATHOM_CHECK(stored.shape == s.shape, reader.directory(), ": ", key, " has the shape ",
+               shape_to_string(stored.shape), ", the model needs ", shape_to_string(s.shape),
+               "\n  fix: load a checkpoint of the same model, or use its config.json");
+  const auto unsuitable = [&] {
+    throw UserError(str_cat(reader.directory(), ": ", key, " is stored as ",
+                            dtype_name(stored.dtype), ", expected ",
+                            p.kind == ParameterKind::kTable ? "I32" : "BF16 or F32"));
+  };
+  const int64_t n = p.numel();
+  if (p.kind == ParameterKind::kTable) {
+    if (stored.dtype != DType::kI32) unsuitable();
+    reader.read_box(key, s.offsets, s.sizes, out->i32());
+    return;
+  }
+  const bool panels = p.kind == ParameterKind::kMatrix;
+  Tensor rows = panels ? Tensor::empty({n}) : *out;  // row-major fp32
+  if (stored.dtype == DType::kF32) {
+    reader.read_box(key, s.offsets, s.sizes, rows.f32());
+  } else if (stored.dtype == DType::kBF16) {
+    const Tensor half = Tensor::empty({n}, DType::kBF16);
+    reader.read_box(key, s.offsets, s.sizes, half.u16());
+    widen_bf16(half.u16(), n, rows.f32());
+  } else {
+    unsuitable();
+  }
+  if (panels) pack_panels(rows.f32(), p.panels, out->f32());
+}
+
+void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Parameter& p,
+                     int64_t num_experts, const Tensor& values) {
+  const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  const std::string key = key_prefix + s.key;
+  if (p.kind == ParameterKind::kMatrix) {
+    const Tensor rows = Tensor::empty(p.shape);
+    unpack_panels(values.f32(), p.panels, rows.f32());
+    writer.add_chunk(key, DType::kF32, s.shape, s.offsets, s.sizes, rows.bytes());
+  } else {
+    writer.add_chunk(key, values.dtype(), s.shape, s.offsets, s.sizes, values.bytes());
+  }
+}
+
+void load_torch_dist(const std::string& path, Weights* weights) {
+  DcpReader reader(resolve_checkpoint(path));
+  for_each_parameter(*weights, [&](Parameter& p) {
+    read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);
+    p.refresh();
+  });
+}
+
+Json megatron_args(const ModelConfig& c) {
+  Json layer_is_moe = Json::array();
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i) layer_is_moe.push_back(1);
+  return Json{{"num_layers", c.num_hidden_layers},
+              {"hidden_size", c.hidden_size},
+              {"num_attention_heads", c.num_attention_heads},
+              {"kv_channels", c.head_dim},
+              {"num_experts", c.n_routed_experts},
+              {"moe_router_topk", c.num_experts_per_tok},
+              {"moe_ffn_hidden_size", c.moe_intermediate_size},
+              {"moe_shared_expert_intermediate_size", c.n_shared_experts * c.moe_intermediate_size},
+              {"moe_layer_freq", layer_is_moe},
+              {"mtp_num_layers", c.num_nextn_predict_layers},
+              {"vocab_size", c.vocab_size},
+              {"padded_vocab_size", c.vocab_size},
+              {"max_position_embeddings", c.max_position_embeddings},
+              {"norm_epsilon", c.rms_norm_eps},
+              {"q_lora_rank", c.q_lora_rank},
+              {"qk_pos_emb_head_dim", c.qk_rope_head_dim},
+              {"rotary_base", c.rope_theta},
+              {"untie_embeddings_and_output_weights", true},
+              {"add_position_embedding", false},
+              {"tensor_model_parallel_size", 1},
+              {"pipeline_model_parallel_size", 1},
+              {"expert_model_parallel_size", 1},
+              {"expert_tensor_parallel_size", 1},
+              {"context_parallel_size", 1},
+              {"world_size", 1},
+              {"data_parallel_size", 1},
+              {"no_save_rng", true},
+              {"consumed_train_samples", 0},
+              {"skipped_train_samples", 0},
+              {"consumed_valid_samples", 0}};
+}
+
+}  // namespace fathom
