@@ -1,8 +1,12 @@
 #include "fathom/tokenizer/tokenize_lines.h"
 
+#include <cstdio>
+#include <iostream>
+#include <iterator>
 #include <vector>
 
 #include "fathom/base/error.h"
+#include "fathom/base/file.h"
 #include "fathom/base/json.h"
 #include "fathom/tokenizer/chat.h"
 #include "fathom/tokenizer/python_json.h"
@@ -97,6 +101,20 @@ std::string tokenize_lines(const Tokenizer& tokenizer, std::string_view input,
     out += '\n';
   }
   return out;
+}
+
+void tokenize_files(const std::string& directory, const std::optional<std::string>& input,
+                    const std::optional<std::string>& output) {
+  const Tokenizer tokenizer = Tokenizer::load(directory);
+  const bool from_stdin = !input || *input == "-";
+  const std::string text =
+      from_stdin ? std::string(std::istreambuf_iterator<char>(std::cin), {}) : read_file(*input);
+  const std::string answers =
+      tokenize_lines(tokenizer, text, from_stdin ? "standard input" : *input);
+  if (output && *output != "-") return write_file_atomic(*output, answers);
+  const bool written = std::fwrite(answers.data(), 1, answers.size(), stdout) == answers.size() &&
+                       std::fflush(stdout) == 0;
+  FATHOM_CHECK(written, "cannot write to standard output");
 }
 
 }  // namespace fathom

@@ -1,6 +1,7 @@
 // The `tokenize` command without its options: JSON lines in, JSON lines out.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -20,5 +21,12 @@ namespace fathom {
 /// without a token, a message that cannot be rendered, a character without a token.
 std::string tokenize_lines(const Tokenizer& tokenizer, std::string_view input,
                            const std::string& origin);
+
+/// The whole command: reads the tokenizer of `directory`, answers the lines of `input` in `output`.
+/// @param input, output  paths; unset or "-": standard input and standard output. A file is written
+///        when all lines are answered, and then as a whole.
+/// Errors: UserError as above, and for files that cannot be read or written.
+void tokenize_files(const std::string& directory, const std::optional<std::string>& input,
+                    const std::optional<std::string>& output);
 
 }  // namespace fathom

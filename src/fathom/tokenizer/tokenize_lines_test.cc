@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "fathom/base/error.h"
+#include "fathom/base/file.h"
 
 namespace fathom {
 namespace {
@@ -65,6 +68,22 @@ TEST_F(TokenizeLinesTest, BadLinesAreNamed) {
                "\"seed\"");
   expect_error(good + "{\"text\": \"Z\"}",
                "in.jsonl line 2: tokenizer: no token for the character \"Z\"");
+}
+
+TEST(TokenizeFilesTest, OutputAppearsWholeOrNotAtAll) {
+  const std::string directory = FATHOM_SOURCE_DIR "/configs/tiny/tokenizer";
+  const std::string input = ::testing::TempDir() + "fathom_tokenize_in.jsonl";
+  const std::string output = ::testing::TempDir() + "fathom_tokenize_out.jsonl";
+  std::filesystem::remove(output);
+  write_file_atomic(input, "{\"text\": \"1\"}\n{\"text\": \"Z\"}\n");
+  EXPECT_THROW(tokenize_files(directory, input, output), UserError);
+  EXPECT_FALSE(file_exists(output));
+  write_file_atomic(input, "{\"text\": \"1\"}\n{\"token_ids\": [5]}\n");
+  tokenize_files(directory, input, output);
+  EXPECT_EQ(read_file(output), "{\"token_ids\":[4]}\n{\"text\":\"2\"}\n");
+  EXPECT_THROW(tokenize_files(directory, input + ".none", output), UserError);
+  std::filesystem::remove(input);
+  std::filesystem::remove(output);
 }
 
 }  // namespace

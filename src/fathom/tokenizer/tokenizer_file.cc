@@ -141,9 +141,10 @@ class Parser {
   }
 
   void read_merges(const PlainJson& model) {
-    const PlainJson merges = model.value("merges", PlainJson::array());
-    FATHOM_CHECK(merges.is_array(), "model.merges must be a list");
     file_.ignore_merges = flag(model, "ignore_merges", false);
+    if (is_absent(model, "merges")) return;
+    const PlainJson& merges = model.at("merges");
+    FATHOM_CHECK(merges.is_array(), "model.merges must be a list");
     file_.merges.reserve(merges.size());
     for (size_t i = 0; i < merges.size(); ++i) {
       const auto [left, right] = split_merge(merges[i], i);

@@ -8,6 +8,7 @@
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
 #include "fathom/base/json.h"
+#include "fathom/base/thread_pool.h"
 #include "fathom/tokenizer/added_tokens.h"
 #include "fathom/tokenizer/bpe.h"
 #include "fathom/tokenizer/byte_level.h"
@@ -329,6 +330,20 @@ TEST(TokenizerTest, RandomTextsRoundTripWithAndWithoutJit) {
     ASSERT_EQ(ids, interpreter.encode(text)) << text;
     ASSERT_EQ(jit.decode(ids), text);
   }
+}
+
+TEST(TokenizerTest, SeveralThreadsGetTheSameIds) {
+  const Json json =
+      synthetic_json({{"t", "h"}, {"th", "e"}, {" ", "the"}, {"a", "t"}, {"th", "at"}});
+  const std::string text = "the that then that the 123 at hat";
+  const Ids expected = make(json).encode(text);
+  const Tokenizer tokenizer = make(json);  // fresh: nothing is known about its tokens yet
+  ThreadPool pool(4);
+  std::vector<Ids> all(64);
+  pool.parallel_for(64, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) all[static_cast<size_t>(i)] = tokenizer.encode(text);
+  });
+  for (const Ids& ids : all) EXPECT_EQ(ids, expected);
 }
 
 TEST(TokenizerTest, LongUniformTextsTakeLinearTime) {
