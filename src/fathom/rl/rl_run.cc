@@ -72,7 +72,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       EngineOptions{.max_running_requests = options_.engine.max_running_requests,
                     .chunked_prefill_size = options_.engine.chunked_prefill_size,
                     .page_size = options_.engine.page_size.value_or(0),
-                    .token_bytes = [this](int32_t id) { return tokenizer_.token_bytes(id); }});
+                    .append_token = [this](int32_t id, std::string* text) { *text += tokenizer_.token_bytes(id); }});
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
