@@ -26,6 +26,45 @@ void take_all(const IndexerTopk& p, int64_t t, int64_t count) {
   p.num_picks[t] = static_cast<int32_t>(count);
 }
 
+// Up to this many picks, keeping the best so far in order is faster than partitioning all scores.
+constexpr int64_t kInsertionTopk = 64;
+
+/// The best k so far, by score and then index; most entries do not beat the last of them.
+void select_by_insertion(const float* scores, int64_t n, int64_t k, int32_t* picks) {
+  float best[kInsertionTopk];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float score = scores[i];
+    // An equal score with a higher index never displaces.
+    if (count == k && !(score > best[k - 1])) continue;
+    int64_t at = count < k ? count++ : k - 1;
+    for (; at > 0 && score > best[at - 1]; --at) {
+      best[at] = best[at - 1];
+      picks[at] = picks[at - 1];
+    }
+    best[at] = score;
+    picks[at] = static_cast<int32_t>(i);
+  }
+  std::sort(picks, picks + k);
+}
+
+/// Everything above the k-th largest score, and of what equals it the lowest indices.
+void select_by_threshold(const float* scores, int64_t n, int64_t k, int32_t* picks) {
+  std::vector<float> sorted(scores, scores + n);
+  std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<float>());
+  const float threshold = sorted[static_cast<size_t>(k - 1)];
+  int64_t above = 0;
+  for (int64_t i = 0; i < n; ++i) above += scores[i] > threshold;
+  int64_t ties_left = k - above;
+  int64_t taken = 0;
+  for (int64_t i = 0; i < n && taken < k; ++i) {
+    const bool tie = scores[i] == threshold && ties_left > 0;
+    if (!tie && !(scores[i] > threshold)) continue;
+    picks[taken++] = static_cast<int32_t>(i);
+    ties_left -= tie;
+  }
+}
+
 }  // namespace
 
 void select_topk(const float* scores, int64_t n, int64_t topk, int32_t* picks) {
@@ -36,20 +75,10 @@ void select_topk(const float* scores, int64_t n, int64_t topk, int32_t* picks) {
                  " is NaN; look for "
                  "NaN or infinity in the indexer's weights or in its input");
   }
-  std::vector<float> sorted(scores, scores + n);
-  std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<float>());
-  const float threshold = sorted[static_cast<size_t>(k - 1)];
-  int64_t above = 0;
-  for (int64_t i = 0; i < n; ++i) above += scores[i] > threshold;
-  int64_t ties_left = k - above;
-  int64_t taken = 0;
-  for (int64_t i = 0; i < n && taken < k; ++i) {
-    if (scores[i] > threshold) {
-      picks[taken++] = static_cast<int32_t>(i);
-    } else if (scores[i] == threshold && ties_left > 0) {
-      picks[taken++] = static_cast<int32_t>(i);
-      --ties_left;
-    }
+  if (k <= kInsertionTopk) {
+    select_by_insertion(scores, n, k, picks);
+  } else {
+    select_by_threshold(scores, n, k, picks);
   }
 }
 

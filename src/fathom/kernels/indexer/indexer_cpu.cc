@@ -10,8 +10,10 @@ void indexer_score_entries(const IndexerTopk& p, int64_t t, int64_t begin, int64
   const int64_t count = end - begin;
   const KeyPages& pages = p.segment_pages[p.segment_of[t]];
   const float* keys[kIndexerEntryBlock];
-  for (int64_t w = begin; w < end; ++w) {
-    keys[w - begin] = pages.pages[w / pages.entries_per_page] + w % pages.entries_per_page * p.di;
+  int64_t page = begin / pages.entries_per_page, in_page = begin % pages.entries_per_page;
+  for (int64_t i = 0; i < count; ++i) {
+    keys[i] = pages.pages[page] + in_page * p.di;
+    if (++in_page == pages.entries_per_page) ++page, in_page = 0;
   }
   alignas(64) float products[kIndexerEntryBlock];
   for (int64_t i = 0; i < count; ++i) scores[i] = 0;

@@ -39,7 +39,7 @@ TEST(SelectTopkTest, MatchesASortForRandomScoresWithManyTies) {
     for (size_t i = 0; i < n; ++i) {
       scores.push_back(static_cast<float>(generator() % (1 + seed)) * (seed % 3 == 0 ? -1.f : 1.f));
     }
-    for (const int64_t topk : {1, 7, 64}) {
+    for (const int64_t topk : {1, 7, 64, 65, 200}) {
       EXPECT_EQ(select(scores, topk), select_topk_ref(to_double(scores), topk)) << "seed " << seed;
     }
   }
