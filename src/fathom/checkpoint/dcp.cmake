@@ -1,6 +1,6 @@
 # torch.save containers and DCP directories; what the program keeps in them.
 fathom_add_library(NAME dcp SOURCES dcp_common.cc dcp_metadata.cc dcp_reader.cc dcp_writer.cc pickle.cc
-                   pickle_names.cc pickle_tensor.cc pickle_writer.cc zip.cc
+                   pickle_names.cc pickle_tensor.cc pickle_writer.cc zip.cc zip_crc.cc
                    DEPS fathom_base fathom_numerics)
 fathom_add_library(NAME torch_dist SOURCES dcp_weights.cc megatron_names.cc training_state.cc
                    DEPS fathom_dcp fathom_model)

@@ -71,7 +71,7 @@ void PickleWriter::real(double value) {
 }
 
 void PickleWriter::string(std::string_view utf8) {
-  const std::string key = str_cat("s", utf8);
+  const std::string key = std::string("s").append(utf8);
   if (recall(key)) return;
   op('X');
   little_endian(utf8.size(), 4);
@@ -80,7 +80,7 @@ void PickleWriter::string(std::string_view utf8) {
 }
 
 void PickleWriter::global(std::string_view module, std::string_view name) {
-  const std::string key = str_cat("c", module, "\n", name);
+  const std::string key = std::string("c").append(module).append("\n").append(name);
   if (recall(key)) return;
   out_ += key;
   op('\n');

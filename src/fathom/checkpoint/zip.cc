@@ -1,12 +1,11 @@
 #include "fathom/checkpoint/zip.h"
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <utility>
 
 #include "fathom/base/error.h"
 #include "fathom/base/hash.h"
+#include "fathom/checkpoint/zip_crc.h"
 
 namespace fathom {
 namespace {
@@ -38,23 +37,6 @@ uint64_t load(const uint8_t* p, int num_bytes) {
   return v;
 }
 
-using CrcTables = std::array<std::array<uint32_t, 256>, 16>;
-
-constexpr CrcTables make_crc_tables() {
-  CrcTables t{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t c = i;
-    for (int bit = 0; bit < 8; ++bit) c = (c >> 1) ^ ((c & 1u) != 0 ? 0xEDB88320u : 0u);
-    t[0][i] = c;
-  }
-  for (size_t k = 1; k < t.size(); ++k) {
-    for (uint32_t i = 0; i < 256; ++i) t[k][i] = (t[k - 1][i] >> 8) ^ t[0][t[k - 1][i] & 0xFF];
-  }
-  return t;
-}
-
-constexpr CrcTables kCrcTables = make_crc_tables();
-
 // torch starts the serialization id with a hash of the record names, made by its C++ library's
 // std::hash. For the two sets of names that we write, this is what it makes of them.
 struct KnownNames {
@@ -77,25 +59,6 @@ uint64_t hash_combine(uint64_t seed, uint64_t value) {  // c10's
 
 }  // namespace
 
-uint32_t crc32(uint32_t crc, const void* data, int64_t num_bytes) {
-  const auto& t = kCrcTables;
-  const uint8_t* p = static_cast<const uint8_t*>(data);
-  uint32_t c = ~crc;
-  for (; num_bytes >= 16; num_bytes -= 16, p += 16) {
-    uint32_t w[4];
-    std::memcpy(w, p, 16);
-    w[0] ^= c;
-    c = 0;
-    for (size_t i = 0; i < 4; ++i) {
-      const size_t k = 12 - 4 * i;
-      c ^= t[k + 3][w[i] & 0xFF] ^ t[k + 2][(w[i] >> 8) & 0xFF] ^ t[k + 1][(w[i] >> 16) & 0xFF] ^
-           t[k][w[i] >> 24];
-    }
-  }
-  for (; num_bytes > 0; --num_bytes, ++p) c = (c >> 8) ^ t[0][(c ^ *p) & 0xFF];
-  return ~c;
-}
-
 TorchArchiveWriter::TorchArchiveWriter(std::string prefix, ByteSink sink)
     : prefix_(std::move(prefix)), sink_(std::move(sink)) {}
 
@@ -113,7 +76,7 @@ void TorchArchiveWriter::add(std::string_view name, std::string_view data, int64
 void TorchArchiveWriter::begin(std::string_view name, int64_t num_bytes, int64_t alignment) {
   FATHOM_ASSERT(left_ < 0, "record ", name, " begun inside another");
   Entry entry;
-  entry.name = str_cat(prefix_, "/", name);
+  entry.name.append(prefix_).append("/").append(name);
   entry.size = num_bytes;
   entry.header_offset = position_;
   record_names_ += name;

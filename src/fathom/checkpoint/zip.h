@@ -14,9 +14,6 @@
 
 namespace fathom {
 
-/// The CRC-32 of zip and zlib: pass 0 first, then the last result to go on.
-uint32_t crc32(uint32_t crc, const void* data, int64_t num_bytes);
-
 /// Takes the next bytes of a stream.
 using ByteSink = std::function<void(const void* data, int64_t num_bytes)>;
 

@@ -7,6 +7,7 @@
 #include "fathom/base/error.h"
 #include "fathom/base/hash.h"
 #include "fathom/checkpoint/pickle_tensor.h"
+#include "fathom/checkpoint/zip_crc.h"
 
 namespace fathom {
 namespace {
@@ -54,6 +55,18 @@ TEST(Crc32Test, AgreesWithTheStandardCheckValueAndContinues) {
   const uint32_t whole = crc32(0, bytes.data(), 1000);
   for (int64_t cut : {0, 1, 15, 16, 17, 500, 999}) {
     EXPECT_EQ(crc32(crc32(0, bytes.data(), cut), bytes.data() + cut, 1000 - cut), whole) << cut;
+  }
+}
+
+TEST(Crc32Test, EveryLengthAndAlignmentAgreesWithTheDefinition) {
+  const std::string bytes = pattern(DType::kU8, {400});
+  for (int64_t start = 0; start < 17; ++start) {
+    uint32_t state = 0xFFFFFFFFu;
+    for (int64_t n = 0; start + n < 400; ++n) {
+      EXPECT_EQ(crc32(0, bytes.data() + start, n), ~state) << start << " " << n;
+      state ^= static_cast<uint8_t>(bytes[static_cast<size_t>(start + n)]);
+      for (int bit = 0; bit < 8; ++bit) state = (state >> 1) ^ (state & 1 ? 0xEDB88320u : 0u);
+    }
   }
 }
 

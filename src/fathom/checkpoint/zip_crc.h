@@ -1,0 +1,11 @@
+// CRC-32 as zip, zlib and PNG define it.
+#pragma once
+
+#include <cstdint>
+
+namespace fathom {
+
+/// @param crc 0 first, then the last result to go on with the next bytes.
+uint32_t crc32(uint32_t crc, const void* data, int64_t num_bytes);
+
+}  // namespace fathom
