@@ -125,6 +125,7 @@ struct EngineOptions {
   int64_t rollout_num_gpus_per_engine = 1;
   int64_t tp_size = 1, dp_size = 1, ep_size = 1;
   bool enable_dp_attention = false;
+  std::string attention_backend = "compressed";
 };
 
 struct RewardOptions {
@@ -236,6 +237,31 @@ struct SftOptions {
   bool append_eos = true;  // the end token is learned too
 };
 
+/// Flags of the recipe's command line that have one possible value, or no effect, in this program;
+/// accepted so that the recipe's lines work. No component reads them.
+struct AcceptedOptions {
+  bool colocate = true;
+  bool balance_data = false;
+  std::string recompute_granularity = "full", recompute_method = "uniform";
+  int64_t recompute_num_layers = 1;
+  double attention_dropout = 0.0, hidden_dropout = 0.0;
+  bool attention_softmax_in_fp32 = true, accumulate_allreduce_grads_in_fp32 = true;
+  bool deterministic_mode = true;
+  std::string optimizer = "adam";
+  bool optimizer_cpu_offload = false, use_precision_aware_optimizer = false;
+  bool overlap_cpu_optimizer_d2h_h2d = false;
+  bool offload = false, offload_train = false, offload_rollout = false;
+  std::optional<int64_t> update_weight_buffer_size, train_memory_margin_bytes;
+  std::optional<int64_t> rollout_health_check_interval, rollout_health_check_timeout;
+  std::optional<int64_t> distributed_timeout_minutes, sglang_server_concurrency;
+};
+
+/// Where further options come from. Consumed by the parser.
+struct SourceOptions {
+  std::optional<std::string> config;
+  std::string extra_args;
+};
+
 /// Everything. Components take the parts.
 struct Options {
   RuntimeOptions runtime;
@@ -254,6 +280,8 @@ struct Options {
   ToolOptions tool;
   ConvertOptions convert;
   SftOptions sft;
+  AcceptedOptions accepted;
+  SourceOptions source;
 };
 
 }  // namespace fathom::config

@@ -1,0 +1,42 @@
+#include "execution.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+#include "fathom/base/error.h"
+
+namespace fathom {
+namespace {
+
+CpuIsa choose_isa(config::CpuKernels kernels) {
+  const CpuIsa widest = detect_cpu_isa();
+  switch (kernels) {
+    case config::CpuKernels::kAuto:
+      return widest;
+    case config::CpuKernels::kAvx2:
+      return CpuIsa::kAvx2;
+    case config::CpuKernels::kAvx512:
+      if (widest != CpuIsa::kAvx512)
+        throw ConfigError(
+            "--cpu-kernels avx512: this CPU has no AVX-512; leave the option out, or "
+            "give avx2 (results are the same)");
+      return CpuIsa::kAvx512;
+  }
+  return widest;
+}
+
+}  // namespace
+
+int num_usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+Execution::Execution(const config::RuntimeOptions& options)
+    : threads_(static_cast<int>(options.threads.value_or(num_usable_cores()))),
+      context_{&threads_, choose_isa(options.cpu_kernels)} {}
+
+}  // namespace fathom

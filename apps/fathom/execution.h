@@ -1,0 +1,24 @@
+// What a subcommand computes on: its thread pool and instruction set, from the options.
+#pragma once
+
+#include "fathom/base/exec_context.h"
+#include "fathom/base/thread_pool.h"
+#include "fathom/config/options.h"
+
+namespace fathom {
+
+class Execution {
+ public:
+  /// Errors: ConfigError when --cpu-kernels names what this CPU does not have.
+  explicit Execution(const config::RuntimeOptions& options);
+  const ExecContext& context() const { return context_; }
+
+ private:
+  ThreadPool threads_;
+  ExecContext context_;
+};
+
+/// Cores that this process may run on.
+int num_usable_cores();
+
+}  // namespace fathom

@@ -1,0 +1,92 @@
+// fathom <subcommand> [options]: finds the subcommand, parses its options, runs it.
+// Exit codes: 0 done, 1 the work failed, 2 the command line or the configuration was wrong.
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "fathom/base/error.h"
+#include "fathom/base/log.h"
+#include "fathom/config/words.h"
+
+namespace fathom {
+namespace {
+
+constexpr int kDone = 0, kFailed = 1, kWrongCommandLine = 2;
+
+std::string program_help() {
+  std::string text =
+      "fathom: reinforcement learning of DeepSeek-V4 in one program\n\n"
+      "Usage: fathom <subcommand> [options]\n\nSubcommands\n";
+  for (const config::CommandInfo& info : config::all_commands()) {
+    if (find_run_command(info.command) == nullptr) continue;
+    text += "  " + info.name + std::string(18 - info.name.size(), ' ') + info.summary + "\n";
+  }
+  return text +
+         "\n`fathom <subcommand> --help` lists its options. `fathom --version` tells the version.\n"
+         "A first run: fathom full-train --config configs/tiny_cpu.json --run-id first\n";
+}
+
+std::string not_a_subcommand(const std::string& name) {
+  for (const config::UnbuiltCommand& unbuilt : config::unbuilt_commands())
+    if (unbuilt.name == name) return "fathom " + name + ": " + unbuilt.sentence;
+  std::vector<std::string> names;
+  for (const config::CommandInfo& info : config::all_commands()) names.push_back(info.name);
+  const std::string nearest = config::nearest_word(name, names);
+  return "fathom: there is no subcommand '" + name + "'" +
+         (nearest.empty() ? "" : "; did you mean " + nearest + "?") +
+         "\n  `fathom --help` lists them.";
+}
+
+int run(const std::vector<std::string>& words) {
+  if (words.empty() || words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+    std::fputs(program_help().c_str(), words.empty() ? stderr : stdout);
+    return words.empty() ? kWrongCommandLine : kDone;
+  }
+  if (words[0] == "--version") {
+    std::puts("fathom " FATHOM_VERSION);
+    return kDone;
+  }
+  const auto command = config::find_command(words[0]);
+  if (!command) throw ConfigError(not_a_subcommand(words[0]));
+  const RunCommand run_command = find_run_command(*command);
+  if (run_command == nullptr)
+    throw ConfigError("fathom " + words[0] + ": this subcommand is not built yet.");
+
+  const config::ParsedCommand parsed = config::parse_command_line(
+      *command, {words.begin() + 1, words.end()}, config::current_environment());
+  if (parsed.help) {
+    std::fputs(config::help_text(*command).c_str(), stdout);
+    return kDone;
+  }
+  for (const std::string& note : parsed.notes) log_info("note: ", note);
+  return run_command(parsed);
+}
+
+int report(int code, const char* message) {
+  // Standard output may be what has failed; the message goes to standard error alone.
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %s\n", message);
+  return code;
+}
+
+}  // namespace
+}  // namespace fathom
+
+int main(int argc, char** argv) {
+  using namespace fathom;
+  try {
+    const int code = run({argv + 1, argv + argc});
+    if (code == kDone && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0))
+      return report(kFailed, "standard output could not be written");
+    return code;
+  } catch (const ConfigError& e) {
+    return report(kWrongCommandLine, e.what());
+  } catch (const std::bad_alloc&) {
+    return report(kFailed, "out of memory");
+  } catch (const std::exception& e) {
+    return report(kFailed, e.what());
+  }
+}

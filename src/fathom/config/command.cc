@@ -1,0 +1,48 @@
+#include "fathom/config/command.h"
+
+#include "fathom/base/error.h"
+
+namespace fathom::config {
+
+const std::vector<CommandInfo>& all_commands() {
+  static const std::vector<CommandInfo> commands = {
+      {Command::kFullTrain, "full-train", "prepare everything that is missing, then train"},
+      {Command::kPrepareDownload, "prepare-download", "get the model and the data"},
+      {Command::kPrepareSingle, "prepare-single", "cast an FP8 or FP4 checkpoint to BF16"},
+      {Command::kPrepareSpmd, "prepare-spmd", "convert a checkpoint to sharded torch_dist weights"},
+      {Command::kPrepareCp, "prepare-cp", "copy the prepared weights to the node's own disk"},
+      {Command::kTrain, "train", "the reinforcement learning loop"},
+      {Command::kSft, "sft", "supervised training with the same trainer"},
+      {Command::kEval, "eval", "accuracy of a checkpoint on a set of prompts"},
+      {Command::kGenerate, "generate", "answers of a checkpoint to prompts of a file"},
+      {Command::kScore, "score", "log-probs, logits and gradients of given tokens"},
+      {Command::kTokenize, "tokenize", "text to token ids and back"},
+      {Command::kExportHf, "export-hf", "training checkpoint to Hugging Face safetensors"},
+      {Command::kInspect, "inspect", "what is in a checkpoint or a run directory"},
+  };
+  return commands;
+}
+
+std::optional<Command> find_command(const std::string& name) {
+  for (const CommandInfo& info : all_commands())
+    if (info.name == name) return info.command;
+  return std::nullopt;
+}
+
+const std::string& command_name(Command command) {
+  for (const CommandInfo& info : all_commands())
+    if (info.command == command) return info.name;
+  FATHOM_ASSERT(false, "command without a name");
+}
+
+const std::vector<UnbuiltCommand>& unbuilt_commands() {
+  static const std::vector<UnbuiltCommand> commands = {
+      {"serve", "The HTTP server is not built yet; `fathom generate` answers prompts of a file."},
+      {"bench", "The speed benchmarks are not a subcommand yet; `make bench` runs them."},
+      {"plan", "The memory and time model is not built yet."},
+      {"prepare-mxfp8", "MXFP8 checkpoints are not built yet; rollout runs in fp32 on the CPU."},
+  };
+  return commands;
+}
+
+}  // namespace fathom::config
