@@ -63,7 +63,8 @@ class GenerateEngineTest : public ::testing::TestWithParam<const char*> {
   static const Weights& weights() {
     static std::map<std::string, Weights> loaded;
     const std::string name = GetParam();
-    if (!loaded.contains(name)) loaded.emplace(name, load_weights(kGolden + name + "/model", {}));
+    if (!loaded.contains(name))
+      loaded.emplace(name, load_weights(context(), kGolden + name + "/model"));
     return loaded.at(name);
   }
   std::vector<Completion> run(const ExecContext& ctx, const std::vector<Request>& requests,
@@ -75,8 +76,12 @@ class GenerateEngineTest : public ::testing::TestWithParam<const char*> {
     for (const Request& r : requests) engine.submit(r);
     return engine.run_until_done();
   }
-  ThreadPool pool_{2};
-  ExecContext ctx_{&pool_, detect_cpu_isa()};
+  static const ExecContext& context() {
+    static ThreadPool pool(2);
+    static const ExecContext ctx{&pool, detect_cpu_isa()};
+    return ctx;
+  }
+  const ExecContext& ctx_ = context();
 };
 
 TEST_P(GenerateEngineTest, GreedyTokensAreTheGoldens) {
@@ -171,6 +176,11 @@ class GenerateFileTest : public ::testing::Test {
     }
     return lines;
   }
+  void generate_with(const std::string& model, const std::string& input, const std::string& output,
+                     const GenerateOptions& options) {
+    generate_file(ctx_, model, input, output, options,
+                  [&](const std::string& directory) { return load_weights(ctx_, directory); });
+  }
   ThreadPool pool_{2};
   ExecContext ctx_{&pool_, detect_cpu_isa()};
   std::string model_ = kGolden + "small/model";
@@ -189,7 +199,7 @@ TEST_F(GenerateFileTest, ADirectoryWithoutTokenizerAnswersTokenIds) {
   options.sampling.ignore_eos = true;
   options.sampling.max_new_tokens = static_cast<int64_t>(expected.size());
   options.num_samples = 2;
-  generate_file(ctx_, model_, input_, output_, options);
+  generate_with(model_, input_, output_, options);
   const std::vector<Json> lines = output_lines();
   ASSERT_EQ(lines.size(), 4u);
   EXPECT_EQ(lines[2]["index"], 1);
@@ -203,16 +213,16 @@ TEST_F(GenerateFileTest, ABadLineStopsEverythingBeforeAnyWork) {
   write_file_atomic(output_, "as before");
   write_input("{\"token_ids\": [1]}\n{\"token_ids\": [100000]}\n");
   try {
-    generate_file(ctx_, model_, input_, output_, {});
+    generate_with(model_, input_, output_, {});
     FAIL() << "no error";
   } catch (const UserError& e) {
     EXPECT_NE(std::string(e.what()).find(input_ + " line 2"), std::string::npos) << e.what();
   }
   EXPECT_EQ(read_file(output_), "as before");
   write_input("{\"token_ids\": [1]}\n");
-  EXPECT_THROW(generate_file(ctx_, model_, input_, "/nonexistent/out.jsonl", {}), UserError);
-  EXPECT_THROW(generate_file(ctx_, model_, input_ + ".missing", output_, {}), UserError);
-  EXPECT_THROW(generate_file(ctx_, model_ + "/missing", input_, output_, {}), UserError);
+  EXPECT_THROW(generate_with(model_, input_, "/nonexistent/out.jsonl", {}), UserError);
+  EXPECT_THROW(generate_with(model_, input_ + ".missing", output_, {}), UserError);
+  EXPECT_THROW(generate_with(model_ + "/missing", input_, output_, {}), UserError);
   EXPECT_EQ(read_file(output_), "as before");
 }
 

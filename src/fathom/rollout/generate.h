@@ -51,10 +51,14 @@ void generate(Engine& engine, const std::vector<std::vector<int32_t>>& prompts,
 /// How `text` is made of token ids. The tokenizer must outlive the result.
 AppendToken append_token_of(const Tokenizer& tokenizer);
 
+/// Reads the weights of a checkpoint directory. Handed in, so that this folder does not depend on
+/// the formats of checkpoints.
+using LoadWeights = std::function<Weights(const std::string& directory)>;
+
 /// The whole command on files: reads and checks everything, then loads the weights, then works.
 /// Errors: UserError; the output file is then as it was before.
 void generate_file(const ExecContext& ctx, const std::string& checkpoint_directory,
                    const std::string& input_path, const std::string& output_path,
-                   const GenerateOptions& options);
+                   const GenerateOptions& options, const LoadWeights& load);
 
 }  // namespace fathom

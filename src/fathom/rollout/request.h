@@ -33,6 +33,7 @@ struct Request {
   bool record_replay = false;   // keep routes and indexer picks
 };
 
+/// An answer whose last permitted token is a stop token, or completes a stop string, has stopped.
 enum class FinishReason { kStop, kLength, kAbort };
 std::string_view finish_reason_name(FinishReason reason);  // "stop" | "length" | "abort"
 
