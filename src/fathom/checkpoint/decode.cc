@@ -1,18 +1,19 @@
 #include "fathom/checkpoint/decode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "fathom/base/error.h"
 #include "fathom/base/json.h"
-#include "fathom/checkpoint/number_formats.h"
+#include "fathom/numerics/formats.h"
 
 namespace fathom {
 namespace {
 
-constexpr int64_t kBlock = 128;  // FP8: one scale for 128 x 128 codes
-constexpr int64_t kGroup = 32;   // FP4: one scale for 32 codes of a row
-constexpr int64_t kGrain = 16;   // rows a thread takes at once
+constexpr int64_t kBlock = kFp8BlockSize;
+constexpr int64_t kGroup = kFp4GroupSize;
+constexpr int64_t kGrain = 16;  // rows a thread widens at once
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -45,45 +46,46 @@ void check_scale(const StoredTensor& weight, const StoredTensor& scale,
   }
 }
 
-// The scale of row `r` (counted over all matrices) at column block `c`.
-struct ScaleRow {
-  const StoredTensor* scale;
-  int64_t first;
-  float operator()(int64_t c) const { return scale_at(*scale, first + c); }
-};
-
-void decode_fp8_row(const EncodedTensor& t, int64_t row, uint16_t* out) {
+// Rows [begin, end) of one matrix of the tensor. FP8 is decoded in whole blocks of rows, so a range
+// that cuts a block goes through memory of its own.
+void decode_matrix_rows(const ExecContext& ctx, const EncodedTensor& t, int64_t matrix,
+                        int64_t begin, int64_t end, uint16_t* out) {
   const int64_t cols = t.num_cols(), rows = t.shape[t.shape.size() - 2];
-  const int64_t matrix = row / rows, block_row = row % rows / kBlock;
-  const int64_t block_cols = ceil_div(cols, kBlock);
-  const ScaleRow scale{&t.scale, (matrix * ceil_div(rows, kBlock) + block_row) * block_cols};
-  const uint8_t* codes = t.weight.data() + row * cols;
-  for (int64_t block = 0; block < block_cols; ++block) {
-    const float s = scale(block);
-    const int64_t end = std::min(cols, (block + 1) * kBlock);
-    for (int64_t c = block * kBlock; c < end; ++c) out[c] = f32_to_bf16(e4m3_to_f32(codes[c]) * s);
+  if (t.encoding == Encoding::kFp4Groups) {
+    const int64_t first = matrix * rows + begin;
+    dequantise_fp4(ctx, end - begin, cols, t.weight.data() + first * cols / 2,
+                   t.scale.data() + first * (cols / kGroup), out);
+    return;
   }
-}
-
-void decode_fp4_row(const EncodedTensor& t, int64_t row, uint16_t* out) {
-  const int64_t cols = t.num_cols();
-  const ScaleRow scale{&t.scale, row * (cols / kGroup)};
-  const uint8_t* codes = t.weight.data() + row * cols / 2;
-  for (int64_t group = 0; group < cols / kGroup; ++group) {
-    const float s = scale(group);
-    for (int64_t c = group * kGroup; c < (group + 1) * kGroup; c += 2) {
-      const uint8_t pair = codes[c / 2];  // the low half is the even column
-      out[c] = f32_to_bf16(e2m1_to_f32(pair & 0x0F) * s);
-      out[c + 1] = f32_to_bf16(e2m1_to_f32(pair >> 4) * s);
-    }
-  }
-}
-
-void decode_quantised_row(const EncodedTensor& t, int64_t row, uint16_t* out) {
-  if (t.encoding == Encoding::kFp8Blocks) {
-    decode_fp8_row(t, row, out);
+  const int64_t block_begin = begin / kBlock, block_end = ceil_div(end, kBlock);
+  const int64_t wide_begin = block_begin * kBlock, wide_end = std::min(rows, block_end * kBlock);
+  const int64_t scale_cols = ceil_div(cols, kBlock);
+  const int64_t first_scale = (matrix * ceil_div(rows, kBlock) + block_begin) * scale_cols;
+  const int64_t num_scales = (block_end - block_begin) * scale_cols;
+  const uint8_t* codes = t.weight.data() + (matrix * rows + wide_begin) * cols;
+  const bool whole = wide_begin == begin && wide_end == end;
+  std::vector<uint16_t> wide(whole ? 0 : static_cast<size_t>((wide_end - wide_begin) * cols));
+  uint16_t* to = whole ? out : wide.data();
+  if (is_f32(t.scale)) {
+    std::vector<float> scales(static_cast<size_t>(num_scales));
+    std::memcpy(scales.data(), t.scale.data() + first_scale * 4, scales.size() * 4);
+    dequantise_fp8(ctx, wide_end - wide_begin, cols, codes, scales.data(), to);
   } else {
-    decode_fp4_row(t, row, out);
+    dequantise_fp8(ctx, wide_end - wide_begin, cols, codes, t.scale.data() + first_scale, to);
+  }
+  if (whole) return;
+  std::memcpy(out, to + (begin - wide_begin) * cols, static_cast<size_t>((end - begin) * cols * 2));
+}
+
+void decode_quantised(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
+                      uint16_t* out) {
+  const int64_t cols = t.num_cols(), rows = t.shape[t.shape.size() - 2];
+  while (begin < end) {
+    const int64_t matrix = begin / rows;
+    const int64_t stop = std::min(end, (matrix + 1) * rows);
+    decode_matrix_rows(ctx, t, matrix, begin - matrix * rows, stop - matrix * rows, out);
+    out += (stop - begin) * cols;
+    begin = stop;
   }
 }
 
@@ -149,46 +151,32 @@ EncodedTensor identify_encoding(const StoredTensor& weight, const StoredTensor* 
 }
 
 void decode_rows(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
-                 uint8_t* out) {
-  const int64_t cols = t.num_cols();
-  if (t.encoding == Encoding::kPlain) {
-    const int64_t row_bytes = cols * dtype_size(t.dtype);
-    std::memcpy(out, t.weight.data() + begin * row_bytes,
-                static_cast<size_t>((end - begin) * row_bytes));
+                 void* out) {
+  if (t.encoding != Encoding::kPlain) {
+    decode_quantised(ctx, t, begin, end, static_cast<uint16_t*>(out));
     return;
   }
-  ctx.threads->parallel_for(end - begin, kGrain, [&](int64_t first, int64_t last) {
-    std::vector<uint16_t> row(static_cast<size_t>(cols));
-    for (int64_t r = first; r < last; ++r) {
-      decode_quantised_row(t, begin + r, row.data());
-      std::memcpy(out + r * cols * 2, row.data(), static_cast<size_t>(cols * 2));
-    }
-  });
+  const int64_t row_bytes = t.num_cols() * dtype_size(t.dtype);
+  if (begin == end) return;
+  std::memcpy(out, t.weight.data() + begin * row_bytes,
+              static_cast<size_t>((end - begin) * row_bytes));
 }
 
 void decode_rows_f32(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
                      float* out) {
-  const int64_t cols = t.num_cols();
   FATHOM_ASSERT(t.dtype == DType::kBF16 || t.dtype == DType::kF16 || t.dtype == DType::kF32,
                 t.weight.describe());
+  if (t.dtype == DType::kF32) {
+    decode_rows(ctx, t, begin, end, out);
+    return;
+  }
+  const int64_t cols = t.num_cols();
+  std::vector<uint16_t> narrow(static_cast<size_t>((end - begin) * cols));
+  decode_rows(ctx, t, begin, end, narrow.data());
   ctx.threads->parallel_for(end - begin, kGrain, [&](int64_t first, int64_t last) {
-    std::vector<uint16_t> row(static_cast<size_t>(cols));
-    for (int64_t r = first; r < last; ++r) {
-      float* to = out + r * cols;
-      const int64_t from = begin + r;
-      if (t.dtype == DType::kF32) {
-        std::memcpy(to, t.weight.data() + from * cols * 4, static_cast<size_t>(cols * 4));
-        continue;
-      }
-      if (t.encoding == Encoding::kPlain) {
-        std::memcpy(row.data(), t.weight.data() + from * cols * 2, static_cast<size_t>(cols * 2));
-      } else {
-        decode_quantised_row(t, from, row.data());
-      }
-      for (int64_t c = 0; c < cols; ++c) {
-        const uint16_t bits = row[static_cast<size_t>(c)];
-        to[c] = t.dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-      }
+    for (int64_t i = first * cols; i < last * cols; ++i) {
+      const uint16_t bits = narrow[static_cast<size_t>(i)];
+      out[i] = t.dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
     }
   });
 }

@@ -33,9 +33,9 @@ struct EncodedTensor {
 EncodedTensor identify_encoding(const StoredTensor& weight, const StoredTensor* scale);
 
 /// Rows [begin, end) in the decoded dtype, written to `out` (BF16 bits for quantised tensors, the
-/// stored bytes for plain ones). One rounding, to nearest even.
+/// stored bytes for plain ones), aligned for that dtype. One rounding, to nearest even.
 void decode_rows(const ExecContext& ctx, const EncodedTensor& tensor, int64_t begin, int64_t end,
-                 uint8_t* out);
+                 void* out);
 
 /// Rows [begin, end) as fp32: decoded as above, then widened (exact). Not for I64 and I32.
 void decode_rows_f32(const ExecContext& ctx, const EncodedTensor& tensor, int64_t begin,

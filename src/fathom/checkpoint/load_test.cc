@@ -86,7 +86,7 @@ TEST_F(LoadTest, QuantisedGoldensDecodeToTheStatedBytes) {
       EXPECT_EQ(Json(t.shape), item.value()["shape"]) << name << " " << item.key();
       std::string bytes(static_cast<size_t>(t.num_rows() * t.num_cols() * dtype_size(t.dtype)),
                         '\0');
-      decode_rows(ctx_, t, 0, t.num_rows(), reinterpret_cast<uint8_t*>(bytes.data()));
+      decode_rows(ctx_, t, 0, t.num_rows(), bytes.data());
       const std::string dtype = t.dtype == DType::kBF16  ? "bfloat16"
                                 : t.dtype == DType::kF32 ? "float32"
                                                          : "int64";
