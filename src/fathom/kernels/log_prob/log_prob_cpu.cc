@@ -54,8 +54,9 @@ SoftmaxStats merge_softmax_stats(const SoftmaxStats& a, const SoftmaxStats& b) {
   if (a.max == kMinusInfinity) return b;
   if (b.max == kMinusInfinity) return a;
   const float m = b.max > a.max ? b.max : a.max;
-  const float da = a.max - m, db = b.max - m;
-  const float ea = exp1(da), eb = exp1(db);
+  const float da = a.max - m, db = b.max - m;  // one of them is 0, and e^0 is exactly 1
+  const float e = exp1(da + db);
+  const float ea = b.max > a.max ? e : 1, eb = b.max > a.max ? 1 : e;
   const float sum = __builtin_fmaf(a.sum, ea, b.sum * eb);
   // Shifting the maximum by d turns s into e^d (s + d l).
   const float wa = __builtin_fmaf(da, a.sum, a.weighted);
