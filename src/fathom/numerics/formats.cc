@@ -1,7 +1,6 @@
 #include "fathom/numerics/formats.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
@@ -15,7 +14,6 @@ constexpr float kWeightAmaxFloor = 1e-10f;
 constexpr float kFp8AmaxFloor = 1e-4f;
 constexpr float kFp4AmaxFloor = 6 * 0x1p-126f;
 constexpr float kFp8Max = 448, kFp4Max = 6;
-constexpr float kFp4Values[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
 
 uint32_t bits_of(float x) {
   uint32_t bits;
@@ -28,20 +26,6 @@ float float_of(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
-
-constexpr std::array<float, 256> make_e4m3_table() {
-  std::array<float, 256> table{};
-  for (int code = 0; code < 256; ++code) {
-    const int exponent = (code >> 3) & 15, mantissa = code & 7;
-    // Subnormals are mantissa * 2^-9; normals (8 + mantissa) * 2^(exponent - 10).
-    float value = static_cast<float>(exponent == 0 ? mantissa : 8 + mantissa) * 0x1p-9f;
-    for (int i = 1; i < exponent; ++i) value *= 2;
-    if ((code & 0x7F) == 0x7F) value = std::numeric_limits<float>::quiet_NaN();
-    table[static_cast<size_t>(code)] = (code & 0x80) != 0 ? -value : value;
-  }
-  return table;
-}
-constexpr std::array<float, 256> kE4m3 = make_e4m3_table();
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -135,8 +119,6 @@ float f16_to_f32(uint16_t code) {
   return float_of(sign | (wide_exponent << 23) | (mantissa << 13) | quiet);
 }
 
-float e4m3_to_f32(uint8_t code) { return kE4m3[code]; }
-
 uint8_t f32_to_e4m3(float x) {
   const uint32_t bits = bits_of(x);
   const uint32_t sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7FFFFFFFu;
@@ -152,12 +134,6 @@ uint8_t f32_to_e4m3(float x) {
   return static_cast<uint8_t>(sign | (rounded - (120u << 3)));
 }
 
-float e8m0_to_f32(uint8_t code) {
-  if (code == 0) return 0x1p-127f;
-  if (code == 255) return std::numeric_limits<float>::quiet_NaN();
-  return float_of(static_cast<uint32_t>(code) << 23);
-}
-
 uint8_t f32_to_e8m0(float power_of_two) {
   const uint32_t bits = bits_of(power_of_two);
   if (bits == 0x00400000u) return 0;  // 2^-127
@@ -165,11 +141,6 @@ uint8_t f32_to_e8m0(float power_of_two) {
   FATHOM_ASSERT((bits & 0x007FFFFFu) == 0 && exponent >= 1 && exponent <= 254, power_of_two,
                 " is not a power of two in the range of E8M0");
   return static_cast<uint8_t>(exponent);
-}
-
-float e2m1_to_f32(uint8_t code) {
-  const float magnitude = kFp4Values[code & 7];
-  return (code & 8) != 0 ? -magnitude : magnitude;
 }
 
 uint8_t f32_to_e2m1(float x) {

@@ -3,8 +3,10 @@
 // Not for files that are compiled once per instruction set (simd.h): these functions are plain.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "fathom/base/exec_context.h"
 
@@ -33,18 +35,43 @@ inline float round_to_bf16(float x) { return bf16_to_f32(f32_to_bf16(x)); }
 
 float f16_to_f32(uint16_t code);
 
+constexpr std::array<float, 256> make_e4m3_values() {
+  std::array<float, 256> values{};
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = (code >> 3) & 15, mantissa = code & 7;
+    // Subnormals are mantissa * 2^-9; normals (8 + mantissa) * 2^(exponent - 10).
+    float value = static_cast<float>(exponent == 0 ? mantissa : 8 + mantissa) * 0x1p-9f;
+    for (int i = 1; i < exponent; ++i) value *= 2;
+    if ((code & 0x7F) == 0x7F) value = std::numeric_limits<float>::quiet_NaN();
+    values[static_cast<size_t>(code)] = (code & 0x80) != 0 ? -value : value;
+  }
+  return values;
+}
+inline constexpr std::array<float, 256> kE4m3Values = make_e4m3_values();
+inline constexpr float kE2m1Magnitudes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+
 /// E4M3FN: bias 7, largest 448, smallest subnormal 2^-9, no infinity, NaN = 0x7F and 0xFF.
-float e4m3_to_f32(uint8_t code);
+inline float e4m3_to_f32(uint8_t code) { return kE4m3Values[code]; }
 /// Values beyond +-448 (infinities too) give +-448; NaN gives NaN of the same sign.
 uint8_t f32_to_e4m3(float x);
 
 /// 2^(code - 127); code 0 is the fp32 subnormal 2^-127, 255 is NaN.
-float e8m0_to_f32(uint8_t code);
+inline float e8m0_to_f32(uint8_t code) {
+  const uint32_t bits = code == 0     ? 0x00400000u
+                        : code == 255 ? 0x7FC00000u
+                                      : static_cast<uint32_t>(code) << 23;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
 /// The code of a power of two from 2^-127 to 2^127. Errors: InternalError for any other value.
 uint8_t f32_to_e8m0(float power_of_two);
 
 /// FP4 E2M1, the low four bits of `code`: 0, 0.5, 1, 1.5, 2, 3, 4, 6; bit 3 is the sign.
-float e2m1_to_f32(uint8_t code);
+inline float e2m1_to_f32(uint8_t code) {
+  const float magnitude = kE2m1Magnitudes[code & 7];
+  return (code & 8) != 0 ? -magnitude : magnitude;
+}
 /// Values beyond +-6 give +-6. Errors: InternalError for NaN, which the format cannot express.
 uint8_t f32_to_e2m1(float x);
 
