@@ -4,6 +4,7 @@ fathom_add_library(NAME dcp SOURCES dcp_common.cc dcp_metadata.cc dcp_reader.cc 
                    DEPS fathom_base fathom_numerics)
 fathom_add_library(NAME torch_dist SOURCES dcp_weights.cc megatron_names.cc training_state.cc
                    DEPS fathom_dcp fathom_model)
+fathom_add_library(NAME prepare_spmd SOURCES prepare_spmd.cc DEPS fathom_torch_dist fathom_checkpoint)
 foreach(name zip pickle dcp)
   fathom_add_test(NAME ${name}_test SOURCES ${name}_test.cc DEPS fathom_dcp)
 endforeach()

@@ -20,6 +20,12 @@ namespace {
 constexpr int64_t kItemAlignment = 64, kPage = 4096;
 constexpr size_t kBufferSize = 1 << 20;
 
+int64_t count_elements(const std::vector<int64_t>& sizes) {
+  int64_t n = 1;
+  for (int64_t s : sizes) n *= s;
+  return n;
+}
+
 [[noreturn]] void throw_errno(const char* what, const std::string& path) {
   const int code = errno;
   throw UserError(str_cat(what, " ", path, ": ", std::strerror(code),
@@ -165,7 +171,7 @@ DcpWriter::~DcpWriter() = default;
 
 void DcpWriter::add_chunk(const std::string& key, DType dtype, const std::vector<int64_t>& shape,
                           const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-                          const void* data) {
+                          const ElementSource& elements) {
   DcpTensor& t = metadata_.tensors[key];
   if (t.chunks.empty()) {
     t.dtype = dtype;
@@ -176,13 +182,11 @@ void DcpWriter::add_chunk(const std::string& key, DType dtype, const std::vector
     file_name_ = str_cat("__", options_.rank, "_", num_files_++, ".distcp");
     file_ = std::make_unique<File>(directory_.file(file_name_));
   }
-  int64_t num_elements = 1;
-  for (int64_t s : sizes) num_elements *= s;
-  const bool on_pages = num_elements * dtype_size(dtype) >= options_.page_aligned_from;
+  const bool on_pages = count_elements(sizes) * dtype_size(dtype) >= options_.page_aligned_from;
   const int64_t alignment = on_pages ? kPage : kItemAlignment;
   file_->pad_to(alignment);
   DcpChunk chunk{offsets, sizes, file_name_, file_->position(), 0};
-  chunk.length = write_tensor_archive(dtype, sizes, data, alignment,
+  chunk.length = write_tensor_archive(dtype, sizes, elements, alignment,
                                       [&](const void* p, int64_t n) { file_->write(p, n); });
   num_bytes_ += chunk.length;
   t.chunks.push_back(std::move(chunk));
@@ -191,6 +195,13 @@ void DcpWriter::add_chunk(const std::string& key, DType dtype, const std::vector
     file_->close();
     file_.reset();
   }
+}
+
+void DcpWriter::add_chunk(const std::string& key, DType dtype, const std::vector<int64_t>& shape,
+                          const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
+                          const void* data) {
+  add_chunk(key, dtype, shape, offsets, sizes,
+            [&](const ByteSink& sink) { sink(data, count_elements(sizes) * dtype_size(dtype)); });
 }
 
 void DcpWriter::add(const std::string& key, DType dtype, const std::vector<int64_t>& shape,

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "fathom/base/file.h"
 #include "fathom/checkpoint/dcp_metadata.h"
+#include "fathom/checkpoint/pickle_tensor.h"
 
 namespace fathom {
 
@@ -51,6 +53,10 @@ class DcpWriter {
   void add_chunk(const std::string& key, DType dtype, const std::vector<int64_t>& shape,
                  const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
                  const void* data);
+  /// The same with the elements coming in pieces.
+  void add_chunk(const std::string& key, DType dtype, const std::vector<int64_t>& shape,
+                 const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
+                 const ElementSource& elements);
   /// A whole tensor as one box.
   void add(const std::string& key, DType dtype, const std::vector<int64_t>& shape,
            const void* data);

@@ -90,8 +90,9 @@ std::optional<DType> dtype_from_torch_name(std::string_view name) {
   return std::nullopt;
 }
 
-int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape, const void* data,
-                             int64_t alignment, const ByteSink& sink) {
+int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape,
+                             const ElementSource& elements, int64_t alignment,
+                             const ByteSink& sink) {
   TorchArchiveWriter archive("archive", sink);
   archive.add("data.pkl", tensor_pickle(dtype, shape));
   archive.add(".format_version", "1");
@@ -99,7 +100,7 @@ int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape, con
   archive.add("byteorder", "little");
   const int64_t num_bytes = count_elements(shape) * dtype_size(dtype);
   archive.begin("data/0", num_bytes, alignment);
-  archive.write(data, num_bytes);
+  elements([&](const void* data, int64_t n) { archive.write(data, n); });
   archive.end();
   archive.add("version", "3\n");
   archive.finish();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -18,13 +19,16 @@ namespace fathom {
 std::string_view torch_dtype_name(DType dtype);
 std::optional<DType> dtype_from_torch_name(std::string_view name);
 
+/// Hands the elements of a tensor over to a sink, row-major, in one or many pieces.
+using ElementSource = std::function<void(const ByteSink& sink)>;
+
 /// Writes the archive that torch.save makes of one contiguous CPU tensor, byte for byte.
-/// @param data row-major elements.
 /// @param alignment of the elements from the archive's start: 64 (torch's) or another power of two
 /// up to 4096.
 /// @return bytes written.
-int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape, const void* data,
-                             int64_t alignment, const ByteSink& sink);
+int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape,
+                             const ElementSource& elements, int64_t alignment,
+                             const ByteSink& sink);
 
 /// A view of the elements inside an archive.
 struct TensorView {
