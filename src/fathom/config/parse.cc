@@ -55,6 +55,8 @@ class Parser {
     if (contains(kPipeline, parsed_.command)) {
       if (contains(kTraining, parsed_.command) && !parsed_.options.launch.run_id)
         set("run-id", {make_run_id()}, Source::kPreset, "made now");
+      if (parsed_.options.launch.model_name == kTiny)
+        set("task", {"digit_sum"}, Source::kPreset, std::string("model ") + kTiny);
       for (const Preset& preset : recipe_presets(parsed_.options))
         set(preset.name, preset.words, Source::kPreset, preset.reason);
     }

@@ -12,6 +12,9 @@ namespace {
 constexpr size_t kWidth = 100;
 constexpr size_t kMaxValue = 50;
 
+// Stands for a blank that lines are not broken at.
+constexpr char kGlue = '\x1f';
+
 /// `text` broken at blanks into lines of at most kWidth, each after `indent`.
 std::string wrapped(const std::string& text, const std::string& indent) {
   std::string out, line = indent;
@@ -26,7 +29,9 @@ std::string wrapped(const std::string& text, const std::string& indent) {
     line += text.substr(begin, end - begin);
     begin = end + 1;
   }
-  return out + line + "\n";
+  out += line + "\n";
+  std::replace(out.begin(), out.end(), kGlue, ' ');
+  return out;
 }
 
 std::string help_of(const Option& row, Command command) {
@@ -50,7 +55,7 @@ std::string help_of(const Option& row, Command command) {
     text += built.empty() ? " [not built]" : str_cat(" [built: ", built, "]");
   }
   if (!row.no_effect.empty()) text += " [no effect]";
-  text += " [env var: " + environment_name(row.name) + "]";
+  text += str_cat(" [env", kGlue, "var:", kGlue, environment_name(row.name), "]");
   return head + "\n" + wrapped(text, "      ");
 }
 

@@ -103,7 +103,8 @@ class OptionTable {
   /// The rows of every subcommand, for telling a foreign option from an unknown one.
   static OptionTable all(Options& options);
 
-  const std::vector<Option>& rows() const { return rows_; }
+  const std::vector<Option>& rows() const& { return rows_; }
+  const std::vector<Option>& rows() && = delete;
   /// By name; engine options ("sglang-page-size") also without "sglang-". Null when there is none.
   const Option* find(const std::string& name) const;
 

@@ -1,0 +1,65 @@
+// The stages of full-train, each of which can be run alone and is left out when its result exists.
+//
+//   prepare-download -> prepare-single -> prepare-spmd -> prepare-cp -> train
+//
+// A stage writes its sentinel last (copy_tree.h), so the sentinel means that it was completed.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "fathom/config/derived.h"
+#include "fathom/config/parse.h"
+
+namespace fathom {
+
+/// The work itself, handed in so that this folder depends on none of it.
+struct StageFunctions {
+  /// FP8 or FP4 checkpoint directory -> BF16 checkpoint directory, its index written last.
+  std::function<void(const std::string& from, const std::string& to)> cast_to_bf16;
+  /// Checkpoint directory -> torch_dist directory, its tracker ("release") written last.
+  std::function<void(const std::string& from, const std::string& to)> convert_to_torch_dist;
+  /// The loop. @param options with hf_checkpoint and ref_load filled in.
+  std::function<void(const config::Options& options)> train;
+};
+
+class Launcher {
+ public:
+  /// @param recipe_dir where the built-in models lie (--recipe-dir, else default_recipe_dir()).
+  Launcher(const config::ParsedCommand& command, StageFunctions functions, std::string recipe_dir);
+
+  /// Runs the subcommand that was parsed. Stages of several processes on one model directory run
+  /// one after the other.
+  /// Errors: UserError, ConfigError for what is not built.
+  void run();
+
+ private:
+  void full_train();
+  void prepare_download();
+  void download_model();
+  void download_data();
+  void rewrite_model_type(const std::string& directory) const;
+  void prepare_single();
+  void prepare_spmd();
+  void prepare_cp();
+  void train();
+  void skip(const std::string& stage, const std::string& reason) const;
+  std::string conversion_source() const;
+  bool is_two_step() const;
+
+  const config::ParsedCommand& command_;
+  config::Options options_;
+  config::Derived derived_;
+  StageFunctions functions_;
+  std::string recipe_dir_;
+};
+
+/// The configs/ directory of the source tree that the program was built from, else the one beside
+/// the program (../share/fathom/configs, ../configs).
+std::string default_recipe_dir();
+
+/// Replaces "model_type": "deepseek_ref" by "deepseek_v4" in directory/config.json, for programs
+/// that know the second name only. @return whether it did; a missing file is none of its business.
+bool rewrite_deepseek_ref(const std::string& directory);
+
+}  // namespace fathom
