@@ -10,7 +10,7 @@ namespace fathom {
 namespace {
 
 /// Fused multiply-adds that make handing work to another thread worth while (a few microseconds).
-constexpr int64_t kRangeFmas = 1 << 17;
+constexpr int64_t kRangeFmas = 1 << 18;
 /// Results of the forward product come in rectangles of at most these sizes: x of one rectangle
 /// stays in the second-level cache. 96 is a multiple of the tile's 6 rows.
 constexpr int64_t kFwdRows = 96;

@@ -243,12 +243,17 @@ void bwd_input_panels(const LinearBwdInput& p, const Rectangle& part, int64_t pa
 /// beyond `width`.
 void copy_panels(const float* src, int64_t src_stride, int64_t steps, int64_t width, int64_t panels,
                  float* dst) {
-  for (int64_t j = 0; j < steps; ++j) {
-    for (int64_t q = 0; q < panels; ++q) {
-      const float* from = src + j * src_stride + q * kPanelRows;
-      const int64_t left = width - q * kPanelRows;
-      store(dst + (q * kBlockSteps + j) * kLanes,
-            left >= kPanelRows ? load(from) : load_first(from, left));
+  // A tile's panels at once: more would be written a multiple of 4 KiB apart and meet in one set of
+  // the cache.
+  for (int64_t first = 0; first < panels; first += kTilePanels) {
+    const int64_t end = first + kTilePanels < panels ? first + kTilePanels : panels;
+    for (int64_t j = 0; j < steps; ++j) {
+      for (int64_t q = first; q < end; ++q) {
+        const float* from = src + j * src_stride + q * kPanelRows;
+        const int64_t left = width - q * kPanelRows;
+        store(dst + (q * kBlockSteps + j) * kLanes,
+              left >= kPanelRows ? load(from) : load_first(from, left));
+      }
     }
   }
 }
