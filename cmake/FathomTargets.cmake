@@ -5,7 +5,8 @@ target_include_directories(fathom_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 # x86-64-v3 (AVX2 and FMA) is the floor. Contraction is off everywhere: a fused multiply-add happens
 # where the source says so and nowhere else, so bits do not depend on the optimiser.
 target_compile_options(fathom_flags INTERFACE -march=x86-64-v3 -ffp-contract=off -fno-math-errno
-                       -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion)
+                       -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+                       -Wno-missing-field-initializers)
 if(FATHOM_WERROR)
   target_compile_options(fathom_flags INTERFACE -Werror)
 endif()

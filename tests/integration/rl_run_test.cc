@@ -1,0 +1,171 @@
+// The loop's promises: rollout and trainer agree bit for bit, a planted fault is seen, and a run that is
+// interrupted ends with the bits of one that was not, on other threads and another instruction set too.
+#include <cmath>
+#include <filesystem>
+
+#include "fathom/base/error.h"
+#include "fathom/base/file.h"
+#include "fathom/rl/rl_options.h"
+#include "fathom/rl/rl_run.h"
+#include "tests/integration/tiny_model.h"
+
+namespace fathom {
+namespace {
+
+config::Options small_run() {
+  config::Options o;
+  o.data.prompt_data = source_path("configs/tiny/data/train.jsonl");
+  o.data.input_key = "prompt";
+  o.data.label_key = "label";
+  o.data.apply_chat_template = true;
+  o.data.apply_chat_template_kwargs = "{\"thinking_mode\":\"chat\"}";
+  o.data.rollout_shuffle = true;
+  o.rollout.num_rollout = 5;
+  o.rollout.rollout_batch_size = 3;
+  o.rollout.n_samples_per_prompt = 4;
+  o.rollout.rollout_temperature = 0.8;
+  o.rollout.rollout_max_response_len = 12;
+  o.optimizer.lr = 1e-3;
+  o.optimizer.lr_decay_style = config::LrDecay::kLinear;
+  o.optimizer.weight_decay = 0.1;
+  o.reward.rm_type = "math";
+  o.algorithm.entropy_coef = 0.01;  // so that groups without a right answer train too
+  o.checkpoint.save_interval = 1;
+  return o;
+}
+
+std::string fresh_directory(const std::string& name) {
+  const std::string path = ::testing::TempDir() + "fathom_rl_" + name;
+  std::filesystem::remove_all(path);
+  return path;
+}
+
+class RlRunTest : public ::testing::Test {
+ protected:
+  RlRunTest() : tokenizer_(Tokenizer::load(source_path("configs/tiny/tokenizer"))) {}
+
+  Weights run(const config::Options& options, const std::string& path, int threads, CpuIsa isa) {
+    ThreadPool pool(threads);
+    const ExecContext ctx{&pool, isa};
+    Weights w = make_tiny_weights(11);
+    RlRun(ctx, &w, tokenizer_, options, path, Json::object()).run();
+    return w;
+  }
+
+  Tokenizer tokenizer_;
+};
+
+std::vector<double> metric(const std::string& path, const std::string& name) {
+  std::vector<double> values;
+  const std::string text = read_file(join_path(path, "metrics.jsonl"));
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    const Json line = parse_json(text.substr(begin, end - begin), "metrics");
+    if (line.contains(name)) values.push_back(line[name].get<double>());
+    begin = end + 1;
+  }
+  return values;
+}
+
+TEST_F(RlRunTest, AnInterruptedRunEndsWithTheBitsOfAnUninterruptedOne) {
+  const std::string whole_path = fresh_directory("whole"), cut_path = fresh_directory("cut");
+  const Weights whole = run(small_run(), whole_path, 2, detect_cpu_isa());
+  EXPECT_FALSE(same_masters(whole, make_tiny_weights(11)));
+
+  config::Options stop_early = small_run();
+  stop_early.debug.debug_exit_after_rollout = 2;
+  run(stop_early, cut_path, 1, CpuIsa::kAvx2);
+  // What a kill would leave: metrics of a step that was not saved.
+  const std::string metrics = join_path(cut_path, "metrics.jsonl");
+  write_file_atomic(metrics, read_file(metrics) + "{\"step\":2,\"rollout/raw_reward\":9.0}\n{\"st");
+  const Weights resumed = run(small_run(), cut_path, 1, CpuIsa::kAvx2);
+  EXPECT_TRUE(same_masters(whole, resumed));
+  EXPECT_EQ(metric(cut_path, "step"), (std::vector<double>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(metric(cut_path, "train/grad_norm"), metric(whole_path, "train/grad_norm"));
+  EXPECT_EQ(metric(cut_path, "rollout/raw_reward"), metric(whole_path, "rollout/raw_reward"));
+}
+
+TEST_F(RlRunTest, TheLogProbDifferenceIsExactlyZeroInEveryStep) {
+  const std::string path = fresh_directory("p1");
+  config::Options o = small_run();
+  o.rollout.rollout_top_p = 0.9;
+  o.train.num_steps_per_rollout = 2;
+  o.algorithm.use_rollout_routing_replay = true;
+  o.train.max_tokens_per_gpu = 40;
+  run(o, path, 2, detect_cpu_isa());
+  const auto difference = metric(path, "train/train_rollout_logprob_abs_diff");
+  ASSERT_EQ(difference.size(), 5u);
+  for (double d : difference) EXPECT_EQ(d, 0.0);
+}
+
+TEST_F(RlRunTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
+  ThreadPool pool(2);
+  const ExecContext ctx{&pool, detect_cpu_isa()};
+  Weights w = make_tiny_weights(11);
+  const config::Options o = small_run();
+  const auto prompts = read_prompt_file(o, *o.data.prompt_data, tokenizer_, false).prompts;
+  PromptCursor cursor(static_cast<int64_t>(prompts.size()), true, 1);
+  RolloutCollector collector(prompts, &cursor, collector_options(o));
+  Engine engine(ctx, w, {});
+  const RolloutResult rollout = collector.collect(&engine);
+  std::vector<TrainSample> samples;
+  for (const auto& group : rollout.groups) {
+    for (const Sample& s : group) samples.push_back({&s, 1.0});
+  }
+  for_each_parameter(w, [](Parameter& p) { p.alloc_grad(); });
+  const PolicyStepOptions options = policy_step_options(o);
+  EXPECT_EQ(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff, 0.0);
+  // One bit of one weight that every token passes.
+  float* weight = w.layers[1].attn.wo_b.master.f32();
+  *weight = std::nextafter(*weight, 1e9f);
+  EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff, 0.0);
+}
+
+TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOnce) {
+  ThreadPool pool(2);
+  const ExecContext ctx{&pool, detect_cpu_isa()};
+  Weights w = make_tiny_weights(11);
+  config::Options o = small_run();
+  o.rollout.over_sampling_batch_size = 7;
+  const auto prompts = read_prompt_file(o, *o.data.prompt_data, tokenizer_, false).prompts;
+  std::vector<std::vector<int64_t>> indices;
+  for (int64_t running : {1, 5, 64}) {
+    PromptCursor cursor(static_cast<int64_t>(prompts.size()), true, 1);
+    RolloutCollector collector(prompts, &cursor, collector_options(o));
+    Engine engine(ctx, w, {.max_running_requests = running});
+    std::vector<int64_t> seen;
+    for (int i = 0; i < 2; ++i) {
+      for (const auto& group : collector.collect(&engine).groups) {
+        for (const Sample& s : group) seen.push_back(s.index);
+      }
+      engine.set_weight_version(i + 1);
+    }
+    indices.push_back(seen);
+  }
+  EXPECT_EQ(indices[0].front(), 0);
+  EXPECT_EQ(indices[0][12], 28);  // 7 groups of 4 were submitted by then
+  EXPECT_EQ(indices[0], indices[1]);
+  EXPECT_EQ(indices[0], indices[2]);
+}
+
+TEST_F(RlRunTest, ASecondProcessOnTheSameDirectoryIsRefused) {
+  const std::string path = fresh_directory("lock");
+  const RunDirectory first(path, Json::object());
+  try {
+    RunDirectory second(path, Json::object());
+    FAIL();
+  } catch (const UserError& e) {
+    EXPECT_NE(std::string(e.what()).find("another process"), std::string::npos);
+  }
+}
+
+TEST_F(RlRunTest, ABatchThatDoesNotDivideIsAConfigError) {
+  config::Options o = small_run();
+  o.train.global_batch_size = 5;
+  EXPECT_THROW(steps_per_rollout(o), ConfigError);
+  o.train.global_batch_size = 6;
+  EXPECT_EQ(steps_per_rollout(o), 2);
+}
+
+}  // namespace
+}  // namespace fathom
