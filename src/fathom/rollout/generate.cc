@@ -143,6 +143,7 @@ void generate(Engine& engine, const std::vector<std::vector<int32_t>>& prompts,
   bool is_working = true;
   while (is_working) {
     is_working = engine.step();
+    const int64_t num_done_before = num_done;
     for (Completion& c : engine.take_completions()) {
       ++num_done;
       c.request_id -= first_id;
@@ -156,7 +157,9 @@ void generate(Engine& engine, const std::vector<std::vector<int32_t>>& prompts,
       waiting.erase(next);
       ++num_written;
     }
-    if (options.on_progress) options.on_progress(num_done, num_answers);
+    if (options.on_progress && num_done > num_done_before) {
+      options.on_progress(num_done, num_answers);
+    }
   }
   FATHOM_ASSERT(num_written == num_answers, num_written, " of ", num_answers, " answers");
 }
@@ -178,6 +181,7 @@ void generate_file(const ExecContext& ctx, const std::string& checkpoint_directo
   EngineOptions engine_options;
   engine_options.max_running_requests = options.max_running_requests;
   engine_options.chunked_prefill_size = options.chunked_prefill_size;
+  engine_options.page_size = options.page_size;
   if (tokenizer) engine_options.append_token = append_token_of(*tokenizer);
   Engine engine(ctx, weights, engine_options);
   generate(engine, prompts, options, tokenizer.has_value(), [&](std::string_view line) {

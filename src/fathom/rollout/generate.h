@@ -20,7 +20,8 @@ struct GenerateOptions {
   uint64_t seed = 0;
   int64_t max_running_requests = 64;
   int64_t chunked_prefill_size = 2048;
-  /// Told after every step how many of the answers are done. May be null.
+  int64_t page_size = 0;  // as in EngineOptions
+  /// Told how many of the answers are done, whenever that changes. May be null.
   std::function<void(int64_t num_done, int64_t num_answers)> on_progress;
 };
 
