@@ -19,13 +19,10 @@ namespace fathom {
 namespace {
 
 constexpr const char* kRelease = "release";
-constexpr int64_t kPieceBytes = 32 << 20;     // of decoded values in memory at a time
-constexpr int64_t kSplitFromBytes = 4 << 20;  // smaller tensors stay in one box
 constexpr int64_t kSplitParts = 8;
 constexpr int64_t kPageAlignedFrom = 64 << 10;
 
 // The dimension along which Megatron's tensor parallelism cuts a tensor outside the routed experts.
-// Cut there into 8 boxes, a loader of up to 8 ranks reads what it needs and no more.
 std::optional<int> tensor_parallel_axis(const std::string& name) {
   const auto ends = [&](std::string_view tail) { return name.ends_with(tail); };
   if (name == "embed.weight" || name == "head.weight") return 0;
@@ -44,8 +41,9 @@ uint16_t round_to_bf16(float value) {  // to nearest, ties to even; finite value
 class TensorWriter {
  public:
   TensorWriter(const ExecContext& ctx, const ModelTensors& source, const Parameter& parameter,
-               DcpWriter& out)
+               const PrepareSpmdOptions& options, DcpWriter& out)
       : ctx_(ctx),
+        options_(options),
         parameter_(parameter),
         rows_(source.source(parameter.name)),
         num_experts_(source.config().n_routed_experts),
@@ -70,7 +68,7 @@ class TensorWriter {
     const std::optional<int> axis = tensor_parallel_axis(parameter_.name);
     const bool split = axis && parameter_.shape.size() == 2 &&
                        rows_.num_rows == parameter_.shape[0] &&
-                       parameter_.numel() * dtype_size(slice_.dtype) >= kSplitFromBytes &&
+                       parameter_.numel() * dtype_size(slice_.dtype) >= options_.split_from_bytes &&
                        parameter_.shape[static_cast<size_t>(*axis)] % kSplitParts == 0;
     if (!split) {
       add(slice_.offsets, slice_.sizes, 0, rows_.num_rows, 0, cols_);
@@ -97,7 +95,8 @@ class TensorWriter {
            int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
     const auto elements = [&](const ByteSink& sink) {
       const int64_t item = dtype_size(slice_.dtype);
-      const int64_t step = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, cols_ * 4));
+      const int64_t step =
+          std::max<int64_t>(1, options_.piece_bytes / std::max<int64_t>(1, cols_ * 4));
       for (int64_t r = row_begin; r < row_end; r += step) {
         const int64_t n = std::min(step, row_end - r);
         decode(r, n);
@@ -150,6 +149,7 @@ class TensorWriter {
   }
 
   const ExecContext& ctx_;
+  const PrepareSpmdOptions& options_;
   const Parameter& parameter_;
   const ModelTensors::Source& rows_;
   int64_t num_experts_;
@@ -174,7 +174,7 @@ void check_space(const std::string& out_dir, int64_t num_bytes) {
 }  // namespace
 
 PrepareSpmdResult prepare_spmd(const ExecContext& ctx, const ModelTensors& source,
-                               const std::string& out_dir) {
+                               const std::string& out_dir, const PrepareSpmdOptions& options) {
   PrepareSpmdResult result;
   if (const std::optional<std::string> tracker = read_tracker(out_dir)) {
     FATHOM_CHECK(*tracker == kRelease, tracker_path(out_dir), " names step ", *tracker,
@@ -208,11 +208,11 @@ PrepareSpmdResult prepare_spmd(const ExecContext& ctx, const ModelTensors& sourc
   check_space(out_dir, total_bytes);
 
   PendingDirectory pending(out_dir, kRelease);
-  DcpWriter::Options options;
-  options.page_aligned_from = kPageAlignedFrom;
-  DcpWriter writer(pending, options);
+  DcpWriter::Options writing;
+  writing.page_aligned_from = kPageAlignedFrom;
+  DcpWriter writer(pending, writing);
   for (const Item& item : items) {
-    TensorWriter tensor(ctx, source, *item.parameter, writer);
+    TensorWriter tensor(ctx, source, *item.parameter, options, writer);
     result.num_chunks += tensor.run();
     ++result.num_tensors;
     if (tensor.rounds()) ++result.num_rounded;

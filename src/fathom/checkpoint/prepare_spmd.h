@@ -10,6 +10,13 @@
 
 namespace fathom {
 
+struct PrepareSpmdOptions {
+  int64_t piece_bytes = 32 << 20;  // of fp32 values in memory at a time
+  /// From this size on, tensors that Megatron's tensor parallelism cuts are stored in 8 boxes along
+  /// that dimension, so that a loader of up to 8 ranks reads what it needs and no more.
+  int64_t split_from_bytes = 4 << 20;
+};
+
 struct PrepareSpmdResult {
   bool was_there = false;     // the directory was finished by an earlier run; nothing was done
   int64_t num_tensors = 0;    // official tensors read
@@ -26,6 +33,6 @@ struct PrepareSpmdResult {
 /// Errors: UserError for a source with NaN or infinite values, a directory that holds training
 /// checkpoints, a second process at work there, too little space.
 PrepareSpmdResult prepare_spmd(const ExecContext& ctx, const ModelTensors& source,
-                               const std::string& out_dir);
+                               const std::string& out_dir, const PrepareSpmdOptions& options = {});
 
 }  // namespace fathom
