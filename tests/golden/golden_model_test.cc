@@ -17,11 +17,16 @@
 namespace fathom {
 namespace {
 
+Weights load(const std::string& directory) {
+  ThreadPool pool(1);
+  return load_weights({&pool, detect_cpu_isa()}, directory);
+}
+
 struct GoldenCase {
   explicit GoldenCase(const std::string& name)
       : directory(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/" + name),
         file(directory + "/case.safetensors"),
-        weights(load_weights(directory + "/model", {})) {
+        weights(load(directory + "/model")) {
     for (int i = 0; file.find("ids." + std::to_string(i)) != nullptr; ++i) {
       const Tensor ids = file.read("ids." + std::to_string(i));
       sequences.emplace_back(ids.i32(), ids.i32() + ids.numel());

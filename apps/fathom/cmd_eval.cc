@@ -1,0 +1,68 @@
+#include "commands.h"
+#include "execution.h"
+#include "fathom/base/log.h"
+#include "fathom/checkpoint/load.h"
+#include "fathom/rl/evaluation.h"
+#include "fathom/rl/rl_options.h"
+#include "fathom/tokenizer/tokenizer.h"
+
+namespace fathom {
+namespace {
+
+Json answers_of(const EvaluationResult& result, const std::string& name) {
+  Json lines = Json::array();
+  for (const Sample& s : result.samples) {
+    lines.push_back({{"dataset", name},
+                     {"prompt", s.prompt},
+                     {"label", s.label},
+                     {"response", s.response},
+                     {"reward", s.reward}});
+  }
+  return lines;
+}
+
+}  // namespace
+
+/// Evaluates a checkpoint on the sets of --eval-prompt-data; with --output, the answers too.
+int run_eval(const config::ParsedCommand& command) {
+  const config::Options& o = command.options;
+  if (!o.launch.hf_checkpoint) throw ConfigError("eval: --hf-checkpoint is needed: a model directory");
+  const std::vector<std::string>& sets = o.eval.eval_prompt_data;
+  if (sets.empty() || sets.size() % 2 != 0) {
+    throw ConfigError(str_cat("eval: --eval-prompt-data needs NAME PATH pairs, got ", sets.size(),
+                              " values"));
+  }
+  const Execution execution(o.runtime);
+  const Tokenizer tokenizer = Tokenizer::load(*o.launch.hf_checkpoint);
+  std::vector<std::pair<std::string, std::vector<Prompt>>> data;
+  for (size_t i = 0; i < sets.size(); i += 2) {
+    data.emplace_back(sets[i], read_prompt_file(o, sets[i + 1], tokenizer, true).prompts);
+  }
+  const Weights weights =
+      load_weights(execution.context(), *o.launch.hf_checkpoint, {.with_mtp = false});
+  Engine engine(execution.context(), weights,
+                {.max_running_requests = o.engine.max_running_requests,
+                 .chunked_prefill_size = o.engine.chunked_prefill_size,
+                 .page_size = o.engine.page_size.value_or(0),
+                 .append_token = [&](int32_t id, std::string* text) {
+                   *text += tokenizer.token_bytes(id);
+                 }});
+  std::string lines;
+  for (const auto& [name, prompts] : data) {
+    const EvaluationResult result = evaluate(&engine, prompts, evaluation_options(o));
+    std::printf("%s\n", Json{{"dataset", name},
+                             {"accuracy", result.mean_reward},
+                             {"prompts", prompts.size()},
+                             {"truncated_ratio", result.truncated_ratio},
+                             {"response_len_mean", result.mean_response_length}}
+                            .dump()
+                            .c_str());
+    for (const Json& line : answers_of(result, name)) {
+      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    }
+  }
+  if (o.tool.output) write_file_atomic(*o.tool.output, lines);
+  return 0;
+}
+
+}  // namespace fathom
