@@ -65,7 +65,10 @@ function(fathom_add_kernel)
                                -mavx512vl -mprefer-vector-width=512 -Wno-uninitialized
                                -Wno-maybe-uninitialized)
       endif()
-      target_compile_options(fathom_kernel_${n}_${isa} PRIVATE -O3)
+      # Under sanitizers -O3 makes one file compile for minutes.
+      if(NOT FATHOM_SANITIZE)
+        target_compile_options(fathom_kernel_${n}_${isa} PRIVATE -O3)
+      endif()
       list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_${isa}>)
     endforeach()
   endif()
