@@ -221,6 +221,7 @@ TEST_F(GenerateFileTest, ABadLineStopsEverythingBeforeAnyWork) {
   EXPECT_EQ(read_file(output_), "as before");
   write_input("{\"token_ids\": [1]}\n");
   EXPECT_THROW(generate_with(model_, input_, "/nonexistent/out.jsonl", {}), UserError);
+  EXPECT_THROW(generate_with(model_, input_, ::testing::TempDir(), {}), UserError);
   EXPECT_THROW(generate_with(model_, input_ + ".missing", output_, {}), UserError);
   EXPECT_THROW(generate_with(model_ + "/missing", input_, output_, {}), UserError);
   EXPECT_EQ(read_file(output_), "as before");

@@ -1,6 +1,7 @@
 #include "fathom/rollout/generate.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <utility>
@@ -175,6 +176,12 @@ void generate_file(const ExecContext& ctx, const std::string& checkpoint_directo
                checkpoint_directory, " has no tokenizer.json");
   const std::vector<std::vector<int32_t>> prompts = read_generate_lines(
       read_file(input_path), input_path, config, tokenizer ? &*tokenizer : nullptr);
+  // The output takes the place of whatever has its name, which must not be a device or a directory.
+  std::error_code unreadable;  // then the writer says why
+  const std::filesystem::file_status status = std::filesystem::status(output_path, unreadable);
+  FATHOM_CHECK(!std::filesystem::exists(status) || std::filesystem::is_regular_file(status),
+               "cannot write ", output_path, ": it exists and is not a regular file",
+               "\n  fix: name a file");
   AtomicFileWriter output(output_path);
 
   const Weights weights = load(checkpoint_directory);
