@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <vector>
 
 #include "fathom/base/error.h"
@@ -31,24 +30,13 @@ struct CastTensor {
 using ShardTensors = std::map<std::string, CastTensor>;  // by stored name
 using CastPlan = std::map<std::string, ShardTensors>;    // by shard file name
 
-// The one tensor that transformers has for a matrix of all experts of a layer; null otherwise.
-std::optional<std::string> fused_name(const std::string& official, NameDialect dialect) {
-  const auto expert = parse_expert_name(official);
-  if (!expert || dialect != NameDialect::kTransformers || mtp_module(official)) {
-    return std::nullopt;
-  }
-  const std::string layer = expert->moe.substr(0, expert->moe.rfind('.'));
-  return "model." + layer + ".mlp.experts." +
-         (expert->matrix == "w2" ? "down_proj" : "gate_up_proj");
-}
-
 CastPlan make_plan(const ModelTensors& tensors, NameDialect dialect) {
   const ModelConfig& c = tensors.config();
   CastPlan plan;
   // Experts in the order of their numbers, w1 before w3: the order of rows in a fused tensor.
   std::map<std::string, std::map<std::pair<int64_t, std::string>, ModelTensors::Source>> fused;
   for (const auto& [official, source] : tensors.sources()) {
-    if (const auto name = fused_name(official, dialect)) {
+    if (const auto name = fused_stored_name(official, dialect)) {
       const auto expert = parse_expert_name(official);
       fused[*name][{expert->expert, expert->matrix}] = source;
       continue;

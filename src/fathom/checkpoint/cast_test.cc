@@ -231,24 +231,6 @@ TEST_F(CastTest, ADiskThatFillsUpLeavesNoHalfFile) {
   EXPECT_FALSE(file_exists(output_ + "/" + kIndexName));
 }
 
-TEST(HubFilesTest, ModelTypeOfTheFourLayerModelIsRewritten) {
-  const std::string dir = ::testing::TempDir() + "fathom_hub_files";
-  fs::remove_all(dir);
-  make_directories(dir);
-  EXPECT_FALSE(patch_model_type(dir));
-  const std::string path = dir + "/config.json";
-  write_file_atomic(path,
-                    "{\n  \"model_type\": \"deepseek_ref\",\n  \"num_hidden_layers\": 4\n}\n");
-  EXPECT_TRUE(patch_model_type(dir));
-  EXPECT_EQ(read_file(path),
-            "{\n  \"model_type\": \"deepseek_v4\",\n  \"num_hidden_layers\": 4\n}\n");
-  EXPECT_FALSE(patch_model_type(dir));
-  const std::string other = "{\"model_type\": \"deepseek_ref\", \"num_hidden_layers\": 43}";
-  write_file_atomic(path, other);
-  EXPECT_FALSE(patch_model_type(dir));
-  EXPECT_EQ(read_file(path), other);
-}
-
 TEST(HubFilesTest, DecodedConfigOfEachDialect) {
   const Json hub = decoded_config(
       Json::parse(R"({"model_type":"deepseek_ref","torch_dtype":"float8","expert_dtype":"fp4",

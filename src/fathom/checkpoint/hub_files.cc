@@ -1,8 +1,6 @@
 #include "fathom/checkpoint/hub_files.h"
 
-#include "fathom/base/error.h"
 #include "fathom/base/file.h"
-#include "fathom/base/log.h"
 
 namespace fathom {
 namespace {
@@ -41,22 +39,6 @@ Json decoded_config(Json config, bool was_quantised) {
     config.erase("scale_dtype");
   }
   return config;
-}
-
-bool patch_model_type(const std::string& directory) {
-  const std::string path = join_path(directory, "config.json");
-  if (!file_exists(path)) return false;
-  std::string text = read_file(path);
-  const std::string old_text = "\"model_type\": \"deepseek_ref\"";
-  const size_t at = text.find(old_text);
-  if (at == std::string::npos) return false;
-  const Json config = parse_json(text, path);
-  const auto layers = config.find(config.contains("n_layers") ? "n_layers" : "num_hidden_layers");
-  if (layers == config.end() || *layers != 4) return false;
-  text.replace(at, old_text.size(), "\"model_type\": \"deepseek_v4\"");
-  write_file_atomic(path, text);
-  log_info("[patch] ", path, ": model_type deepseek_ref -> deepseek_v4");
-  return true;
 }
 
 }  // namespace fathom

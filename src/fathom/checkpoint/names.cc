@@ -226,7 +226,7 @@ std::string stored_name(const std::string& official, NameDialect dialect,
     return str_cat("model.layers.", num_hidden_layers + *module, ".", join(inner));
   }
   if (parts[0] == "layers") {
-    FATHOM_ASSERT(!transformers || !parse_expert_name(official), official);
+    FATHOM_ASSERT(!fused_stored_name(official, dialect), official);
     Parts inner(parts.begin() + 2, parts.end());
     layer_from_official(inner, dialect);
     return str_cat("model.layers.", parts[1], ".", join(inner));
@@ -255,6 +255,15 @@ std::optional<ExpertName> parse_expert_name(const std::string& official) {
   const auto expert = to_index(parts[4]);
   if (!expert) return std::nullopt;
   return ExpertName{str_cat(parts[0], ".", parts[1], ".ffn"), *expert, parts[5]};
+}
+
+std::optional<std::string> fused_stored_name(const std::string& official, NameDialect dialect) {
+  const auto expert = parse_expert_name(official);
+  if (!expert || dialect != NameDialect::kTransformers || mtp_module(official)) {
+    return std::nullopt;
+  }
+  return str_cat("model.", expert->moe.substr(0, expert->moe.rfind('.')), ".mlp.experts.",
+                 expert->matrix == "w2" ? "down_proj" : "gate_up_proj");
 }
 
 std::optional<int64_t> mtp_module(const std::string& official) {

@@ -30,11 +30,11 @@ struct TensorName {
 TensorName parse_tensor_name(std::string_view name, int64_t num_hidden_layers);
 
 /// The stored name of an official one. Official names of routed experts have no name of their own
-/// in the transformers dialect (InternalError): see fused_expert().
+/// in the transformers dialect (InternalError): see fused_stored_name().
 std::string stored_name(const std::string& official, NameDialect dialect,
                         int64_t num_hidden_layers);
 
-/// The stored name of a quantised weight's scale: "….scale", or "….weight_scale_inv".
+/// The stored name of a quantised weight's scale: "<...>.scale", or "<...>.weight_scale_inv".
 std::string stored_scale_name(const std::string& official, NameDialect dialect,
                               int64_t num_hidden_layers);
 
@@ -46,7 +46,12 @@ struct ExpertName {
 };
 std::optional<ExpertName> parse_expert_name(const std::string& official);
 
-/// The module of an "mtp.<i>…" name.
+/// The stored name of the tensor that holds a routed expert's matrix together with those of all
+/// other experts of its layer: [E, 2I, D] with w1 above w3, or [E, D, I] for w2. Null where the
+/// dialect stores them one by one, and for names that are no routed expert's.
+std::optional<std::string> fused_stored_name(const std::string& official, NameDialect dialect);
+
+/// The module of an "mtp.<i>.<...>" name.
 std::optional<int64_t> mtp_module(const std::string& official);
 
 /// Judged by the names that are there.

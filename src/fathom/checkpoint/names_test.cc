@@ -141,6 +141,14 @@ TEST(NamesTest, FusedExperts) {
   EXPECT_TRUE(down.is_fused);
   EXPECT_TRUE(down.is_scale);
   EXPECT_EQ(down.official, "layers.1.ffn.experts.down");
+  EXPECT_EQ(fused_stored_name("layers.1.ffn.experts.3.w3.weight", NameDialect::kTransformers),
+            "model.layers.1.mlp.experts.gate_up_proj");
+  EXPECT_EQ(fused_stored_name("layers.1.ffn.experts.3.w2.weight", NameDialect::kTransformers),
+            "model.layers.1.mlp.experts.down_proj");
+  EXPECT_EQ(fused_stored_name("layers.1.ffn.experts.3.w2.weight", NameDialect::kSglang),
+            std::nullopt);
+  EXPECT_EQ(fused_stored_name("mtp.0.ffn.experts.3.w2.weight", NameDialect::kTransformers),
+            std::nullopt);
   const auto expert = parse_expert_name("layers.1.ffn.experts.17.w2.weight");
   ASSERT_TRUE(expert.has_value());
   EXPECT_EQ(expert->moe, "layers.1.ffn");

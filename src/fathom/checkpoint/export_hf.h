@@ -1,0 +1,45 @@
+// Weights in memory to a Hugging Face model directory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "fathom/base/exec_context.h"
+#include "fathom/checkpoint/names.h"
+#include "fathom/model/weights.h"
+
+namespace fathom {
+
+enum class ExportFormat {
+  kBf16,  // BF16; F32 for sinks, ape, hc_* and gate.bias; I64 for tid2eid
+  kFp8,   // as above, but experts (routed and shared), wq_a, wq_b, wkv, wo_b and indexer.wq_b as
+          // FP8 in blocks of 128 x 128 with E8M0 scales
+};
+
+struct ExportOptions {
+  std::string output;  // directory
+  ExportFormat format = ExportFormat::kBf16;
+  NameDialect names = NameDialect::kOfficial;  // kTransformers: BF16 only
+  std::string companions;  // directory whose tokenizer and generation files go along; may be empty
+  int64_t max_shard_bytes = 5'000'000'000;
+};
+
+struct ExportResult {
+  int64_t num_shards = 0;
+  int64_t num_tensors = 0;
+  int64_t num_bytes = 0;
+};
+
+/// Rounds each master once, to nearest even. config.json is written in the form that both the hub's
+/// readers (compress_ratios) and transformers (layer_types) understand. The last file that appears
+/// is the index, or model.safetensors where one file is enough: without it the directory is not
+/// complete, and a second export starts over.
+/// Errors: UserError for a weight that is NaN, infinite or too large for BF16, an output directory
+/// that holds a complete model, a full disk; ConfigError for FP8 under transformers' names.
+ExportResult export_hf(const ExecContext& ctx, const Weights& weights,
+                       const ExportOptions& options);
+
+/// Whether `export_hf` writes this official name in FP8.
+bool is_exported_as_fp8(const std::string& official);
+
+}  // namespace fathom

@@ -1,0 +1,214 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "fathom/base/error.h"
+#include "fathom/base/file.h"
+#include "fathom/base/json.h"
+#include "fathom/checkpoint/export_hf.h"
+#include "fathom/checkpoint/load.h"
+#include "fathom/numerics/formats.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+const std::string kGolden = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/";
+
+class ExportTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = ::testing::TempDir() + "fathom_export_" +
+            ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    fs::remove_all(root_);
+    make_directories(root_);
+  }
+  Weights load(const std::string& directory) { return load_weights(ctx_, directory); }
+  static std::vector<float> row_major(const Parameter& p) {
+    std::vector<float> values(static_cast<size_t>(p.numel()));
+    if (p.kind == ParameterKind::kTable) {
+      for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(p.master.i32()[i]);
+    } else {
+      p.get_row_major(values.data());
+    }
+    return values;
+  }
+  static std::map<std::string, std::vector<float>> values_of(const Weights& weights) {
+    std::map<std::string, std::vector<float>> all;
+    for_each_parameter(weights, [&](const Parameter& p) { all[p.name] = row_major(p); });
+    return all;
+  }
+  std::string problem_of(const Weights& weights, const ExportOptions& options) {
+    try {
+      export_hf(ctx_, weights, options);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "accepted";
+  }
+
+  ThreadPool pool_{2};
+  ExecContext ctx_{&pool_, CpuIsa::kAvx2};
+  std::string root_;
+};
+
+TEST_F(ExportTest, Bf16RoundsEachMasterOnceInEveryDialect) {
+  const Weights weights = load(kGolden + "small/model");
+  for (const NameDialect names :
+       {NameDialect::kOfficial, NameDialect::kSglang, NameDialect::kTransformers}) {
+    const std::string out = root_ + "/" + std::string(name_dialect_to_string(names));
+    const ExportResult result = export_hf(ctx_, weights, {.output = out, .names = names});
+    EXPECT_EQ(result.num_shards, 1);
+    EXPECT_FALSE(file_exists(out + "/" + kIndexName));
+    EXPECT_EQ(ModelTensors(out).dialect(), names);
+    EXPECT_EQ(TensorShards(out).total_bytes(), result.num_bytes);
+    const auto exported = values_of(load(out));
+    for_each_parameter(weights, [&](const Parameter& p) {
+      std::vector<float> expected = row_major(p);
+      if (p.export_dtype == DType::kBF16) {
+        for (float& x : expected) x = round_to_bf16(x);
+      }
+      EXPECT_EQ(exported.at(p.name), expected) << p.name;
+    });
+  }
+  const TensorShards shards(root_ + "/official");
+  EXPECT_EQ(shards.find("layers.0.ffn.gate.tid2eid")->entry->type->code, "I64");
+  EXPECT_EQ(shards.find("layers.1.ffn.gate.bias")->entry->type->code, "F32");
+  EXPECT_EQ(shards.find("layers.1.attn.compressor.ape")->entry->type->code, "F32");
+  EXPECT_EQ(shards.find("layers.1.hc_attn_fn")->entry->type->code, "F32");
+  EXPECT_EQ(shards.find("layers.1.attn.wkv.weight")->entry->type->code, "BF16");
+}
+
+TEST_F(ExportTest, Fp8HasTheTensorsOfThePublishedLayout) {
+  const Weights weights = load(kGolden + "small/model");
+  export_hf(ctx_, weights, {.output = root_ + "/fp8", .format = ExportFormat::kFp8});
+  const TensorShards shards(root_ + "/fp8");
+  int64_t num_fp8 = 0;
+  for_each_parameter(weights, [&](const Parameter& p) {
+    const StoredTensor* stored = shards.find(p.name);
+    ASSERT_NE(stored, nullptr) << p.name;
+    const bool is_fp8 = stored->entry->type->code == "F8_E4M3";
+    EXPECT_EQ(is_fp8, is_exported_as_fp8(p.name)) << p.name;
+    if (!is_fp8) return;
+    ++num_fp8;
+    const std::string scale = p.name.substr(0, p.name.size() - 6) + "scale";
+    ASSERT_NE(shards.find(scale), nullptr) << scale;
+    EXPECT_EQ(shards.find(scale)->entry->type->code, "F8_E8M0");
+  });
+  // Five layers (one of them MTP) of 6 + 1 experts and 4 projections, and two indexers.
+  EXPECT_EQ(num_fp8, 5 * (7 * 3 + 4) + 2);
+  EXPECT_FALSE(is_exported_as_fp8("layers.0.attn.wo_a.weight"));
+  EXPECT_FALSE(is_exported_as_fp8("mtp.0.e_proj.weight"));
+  EXPECT_FALSE(is_exported_as_fp8("layers.0.attn.compressor.wkv.weight"));
+  EXPECT_FALSE(is_exported_as_fp8("layers.0.ffn.gate.weight"));
+
+  const Json config = read_json_file(root_ + "/fp8/config.json");
+  EXPECT_EQ(config["expert_dtype"], "fp8");
+  EXPECT_EQ(config["quantization_config"]["scale_fmt"], "ue8m0");
+  // Half a step of E4M3 (three bits of mantissa), or of its subnormals at the block's scale.
+  const auto exported = values_of(load(root_ + "/fp8"));
+  for_each_parameter(weights, [&](const Parameter& p) {
+    if (!is_exported_as_fp8(p.name)) return;
+    const std::vector<float> before = row_major(p);
+    float amax = 0;
+    for (const float x : before) amax = std::max(amax, std::abs(x));
+    for (size_t i = 0; i < before.size(); ++i) {
+      const float bound = std::max(std::abs(before[i]) / 16, amax * 0x1p-9f * 0x1p-8f);
+      ASSERT_LE(std::abs(before[i] - exported.at(p.name)[i]), bound) << p.name << " " << i;
+    }
+  });
+}
+
+// Decoded FP8 is exact in BF16 and quantises to itself, so nothing moves after the first export.
+TEST_F(ExportTest, WhatWasExportedStaysTheSame) {
+  const Weights original = load(kGolden + "small_official/model");
+  export_hf(ctx_, original, {.output = root_ + "/bf16"});
+  EXPECT_EQ(values_of(load(root_ + "/bf16")), values_of(original));
+  export_hf(ctx_, original, {.output = root_ + "/fp8", .format = ExportFormat::kFp8});
+  const Weights once = load(root_ + "/fp8");
+  export_hf(ctx_, once, {.output = root_ + "/again", .format = ExportFormat::kFp8});
+  EXPECT_EQ(read_file(root_ + "/fp8/model.safetensors"),
+            read_file(root_ + "/again/model.safetensors"));
+}
+
+TEST_F(ExportTest, ConfigSpeaksBothDialects) {
+  export_hf(ctx_, load(kGolden + "small/model"), {.output = root_ + "/out"});
+  const Json config = read_json_file(root_ + "/out/config.json");
+  EXPECT_EQ(config["compress_ratios"], Json({0, 4, 16, 4, 0}));
+  EXPECT_EQ(config["layer_types"][1], "compressed_sparse_attention");
+  EXPECT_EQ(config["compress_rates"]["heavily_compressed_attention"], 16);
+  EXPECT_EQ(config["torch_dtype"], "bfloat16");
+  EXPECT_FALSE(config.contains("quantization_config"));
+  export_hf(ctx_, load_weights(ctx_, kGolden + "small/model", {.with_mtp = false}),
+            {.output = root_ + "/main"});
+  EXPECT_EQ(load_model_config(root_ + "/main").num_nextn_predict_layers, 0);
+}
+
+TEST_F(ExportTest, ShardsStayBelowTheLimitAndTheIndexNamesThem) {
+  const Weights weights = load(kGolden + "small/model");
+  const ExportResult result =
+      export_hf(ctx_, weights, {.output = root_ + "/out", .max_shard_bytes = 500'000});
+  EXPECT_GT(result.num_shards, 5);
+  const TensorShards shards(root_ + "/out");
+  EXPECT_TRUE(shards.has_index());
+  EXPECT_EQ(static_cast<int64_t>(shards.files().size()), result.num_shards);
+  EXPECT_EQ(static_cast<int64_t>(shards.tensors().size()), result.num_tensors);
+  for (const auto& file : shards.files()) {
+    EXPECT_LE(file->tensors().back().end - file->tensors().front().begin, 500'000);
+  }
+  const Json index = read_json_file(root_ + "/out/" + kIndexName);
+  EXPECT_EQ(index["metadata"]["total_size"], result.num_bytes);
+  EXPECT_EQ(load(root_ + "/out").mtp.size(), 1u);
+}
+
+TEST_F(ExportTest, CompanionFilesGoAlong) {
+  make_directories(root_ + "/source");
+  write_file_atomic(root_ + "/source/tokenizer.json", "{}");
+  write_file_atomic(root_ + "/source/generation_config.json", "{\"eos_token_id\": [2, 1]}");
+  write_file_atomic(root_ + "/source/model.safetensors", "not to be copied");
+  export_hf(ctx_, load(kGolden + "small/model"),
+            {.output = root_ + "/out", .companions = root_ + "/source"});
+  EXPECT_EQ(read_file(root_ + "/out/tokenizer.json"), "{}");
+  EXPECT_EQ(load_model_config(root_ + "/out").eos_token_ids, (std::vector<int64_t>{2, 1}));
+  EXPECT_NO_THROW(load(root_ + "/out"));
+}
+
+TEST_F(ExportTest, OutputsThatAreTakenOrUnfinished) {
+  const Weights weights = load(kGolden + "small/model");
+  const ExportOptions options{.output = root_ + "/out", .max_shard_bytes = 500'000};
+  export_hf(ctx_, weights, options);
+  EXPECT_NE(problem_of(weights, options).find("holds a complete model"), std::string::npos);
+  // Killed before the index: the next export starts over, with other shards this time.
+  fs::remove(root_ + "/out/" + kIndexName);
+  export_hf(ctx_, weights, {.output = root_ + "/out", .max_shard_bytes = 1'000'000});
+  EXPECT_TRUE(TensorShards(root_ + "/out").warnings().empty());
+  const auto lock = FileLock::try_acquire(root_ + "/out/.export_hf.lock");
+  EXPECT_NE(problem_of(weights, options).find("another process"), std::string::npos);
+}
+
+TEST_F(ExportTest, WeightsThatCannotBeExportedAreNamed) {
+  Weights weights = load(kGolden + "small/model");
+  weights.norm.master.f32()[5] = NAN;
+  for (const ExportFormat format : {ExportFormat::kBf16, ExportFormat::kFp8}) {
+    const std::string text = problem_of(weights, {.output = root_ + "/a", .format = format});
+    EXPECT_NE(text.find("norm.weight: element 5"), std::string::npos) << text;
+  }
+  EXPECT_FALSE(file_exists(root_ + "/a/model.safetensors"));
+  weights.norm.master.f32()[5] = 3.4e38f;  // finite, but BF16 rounds it to infinity
+  EXPECT_NE(problem_of(weights, {.output = root_ + "/a"}).find("norm.weight"), std::string::npos);
+  weights.norm.master.f32()[5] = 1.0f;
+  weights.layers[1].attn.wkv.master.f32()[7] = INFINITY;
+  const std::string text =
+      problem_of(weights, {.output = root_ + "/a", .format = ExportFormat::kFp8});
+  EXPECT_NE(text.find("layers.1.attn.wkv.weight"), std::string::npos) << text;
+  EXPECT_THROW(export_hf(ctx_, weights,
+                         {.output = root_ + "/a",
+                          .format = ExportFormat::kFp8,
+                          .names = NameDialect::kTransformers}),
+               ConfigError);
+}
+
+}  // namespace
+}  // namespace fathom
