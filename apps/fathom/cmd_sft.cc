@@ -1,0 +1,46 @@
+#include "commands.h"
+#include "execution.h"
+#include "fathom/base/log.h"
+#include "fathom/checkpoint/export_hf.h"
+#include "fathom/checkpoint/load.h"
+#include "fathom/rl/sft_run.h"
+#include "fathom/tokenizer/tokenizer.h"
+
+namespace fathom {
+namespace {
+
+Weights initial_weights(const ExecContext& ctx, const config::Options& o) {
+  if (o.sft.init == config::SftInit::kCheckpoint) return load_weights(ctx, *o.launch.hf_checkpoint);
+  const std::string& path = *o.sft.model_config;
+  Weights weights = make_weights(parse_model_config(read_json_file(path), path));
+  init_random_weights(weights, static_cast<uint64_t>(o.train.seed));
+  return weights;
+}
+
+}  // namespace
+
+/// Trains on --prompt-data and writes a BF16 model directory to --output.
+int run_sft(const config::ParsedCommand& command) {
+  const config::Options& o = command.options;
+  const bool is_random = o.sft.init == config::SftInit::kRandom;
+  if (is_random && (!o.sft.model_config || !o.sft.tokenizer_dir)) {
+    throw ConfigError("sft: --init random needs --model-config FILE and --tokenizer-dir DIR");
+  }
+  if (!is_random && !o.launch.hf_checkpoint) {
+    throw ConfigError("sft: --init checkpoint needs --hf-checkpoint DIR");
+  }
+  const Execution execution(o.runtime);
+  const std::string tokenizer_dir = o.sft.tokenizer_dir.value_or(o.launch.hf_checkpoint.value_or(""));
+  const Tokenizer tokenizer = Tokenizer::load(tokenizer_dir);
+  Weights weights = initial_weights(execution.context(), o);
+  const auto examples =
+      read_supervised_examples(o, tokenizer, weights.config.max_position_embeddings);
+  log_info("sft: ", examples.size(), " examples, ", o.sft.sft_steps, " steps");
+  fathom::run_sft(execution.context(), &weights, examples, o);
+  export_hf(execution.context(), weights,
+            {.output = *o.tool.output, .dtype = DType::kBF16, .tokenizer_dir = tokenizer_dir});
+  log_info("sft: wrote ", *o.tool.output);
+  return 0;
+}
+
+}  // namespace fathom
