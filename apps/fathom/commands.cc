@@ -6,8 +6,17 @@ namespace fathom {
 
 RunCommand find_run_command(config::Command command) {
   static constexpr std::pair<config::Command, RunCommand> kCommands[] = {
+      {config::Command::kFullTrain, run_pipeline},
+      {config::Command::kPrepareDownload, run_pipeline},
+      {config::Command::kPrepareSingle, run_pipeline},
+      {config::Command::kPrepareSpmd, run_pipeline},
+      {config::Command::kPrepareCp, run_pipeline},
+      {config::Command::kTrain, run_pipeline},
+      {config::Command::kEval, run_eval},
       {config::Command::kGenerate, run_generate},
+      {config::Command::kScore, run_score},
       {config::Command::kTokenize, run_tokenize},
+      {config::Command::kInspect, run_inspect},
   };
   for (const auto& [known, run] : kCommands)
     if (known == command) return run;

@@ -11,7 +11,11 @@ namespace fathom {
 /// @return exit code, 0 when done. Errors are thrown: ConfigError ends with 2, all others with 1.
 using RunCommand = int (*)(const config::ParsedCommand& command);
 
+int run_eval(const config::ParsedCommand& command);
 int run_generate(const config::ParsedCommand& command);
+int run_inspect(const config::ParsedCommand& command);
+int run_pipeline(const config::ParsedCommand& command);  // full-train and its stages
+int run_score(const config::ParsedCommand& command);
 int run_tokenize(const config::ParsedCommand& command);
 
 /// The function of a subcommand; null when this build does not have it.

@@ -207,6 +207,8 @@ OptionTable::OptionTable(Options& options) {
 
 OptionTable::OptionTable(Command command, Options& options) : OptionTable(options) {
   std::erase_if(rows_, [&](const Option& row) { return !contains(row.commands, command); });
+  // Casts carry the names that the recipe's cast carries.
+  if (contains(kPipeline, command)) options.convert.names = TensorNames::kSglang;
   // The page's recipe trains with seed 1234; a one-off command counts from 0.
   if (command == Command::kGenerate) options.train.seed = 0;
 }

@@ -65,11 +65,14 @@ void describe_conversions(OptionTable& table, Options& options) {
   table.add_choice<ExportDtype>("dtype", &o.dtype,
                                 {{"bf16", ExportDtype::kBf16}, {"fp8", ExportDtype::kFp8}},
                                 "fp8: blocks of 128 by 128 with E8M0 scales");
-  table.add_choice<TensorNames>("names", &o.names,
-                                {{"official", TensorNames::kOfficial},
-                                 {"sglang", TensorNames::kSglang},
-                                 {"transformers", TensorNames::kTransformers}},
-                                "whose tensor names the files carry");
+  table
+      .add_choice<TensorNames>("names", &o.names,
+                               {{"official", TensorNames::kOfficial},
+                                {"sglang", TensorNames::kSglang},
+                                {"transformers", TensorNames::kTransformers}},
+                               "whose tensor names the files carry; sglang in prepare-single")
+      .for_commands(kPipeline | set_of(Command::kExportHf))
+      .not_hashed();
 }
 
 void describe_sft(OptionTable& table, Options& options) {

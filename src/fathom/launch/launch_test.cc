@@ -167,8 +167,6 @@ TEST_F(LaunchTest, PrepareSingleTakesTheRecipesTwoPaths) {
   EXPECT_EQ(take_calls(), (Calls{"cast in out"}));
   launch(Command::kPrepareSingle, {"--hf-checkpoint", root_ + "/mine"});
   EXPECT_EQ(take_calls(), (Calls{"cast mine models/mine-bf16"}));
-  launch(Command::kPrepareSingle, {"--hf-checkpoint", root_ + "/mine"});
-  EXPECT_EQ(take_calls(), Calls{});
 }
 
 TEST_F(LaunchTest, HubDownloadsAreRefusedUnlessTheFilesAreThere) {

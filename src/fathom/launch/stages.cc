@@ -188,7 +188,6 @@ void Launcher::rewrite_model_type(const std::string& directory) const {
 void Launcher::prepare_single() {
   const std::string from = options_.convert.input_fp8_hf_path.value_or(derived_.source_path);
   const std::string to = options_.convert.output_bf16_hf_path.value_or(derived_.bf16_path);
-  if (is_cast(to)) return log_info("prepare-single: nothing to do, ", to, " is complete");
   log_info("prepare-single: ", from, " -> ", to);
   functions_.cast_to_bf16(from, to);
 }
@@ -208,7 +207,6 @@ void Launcher::prepare_spmd() {
   const bool is_alone = command_.command == Command::kPrepareSpmd;
   const std::string to = is_alone ? options_.checkpoint.save.value_or(derived_.torch_dist_path)
                                   : derived_.torch_dist_path;
-  if (is_released(to)) return log_info("prepare-spmd: nothing to do, ", to, " is complete");
   const std::string from = conversion_source();
   log_info("prepare-spmd: ", from, " -> ", to);
   functions_.convert_to_torch_dist(from, to);

@@ -15,9 +15,11 @@ namespace fathom {
 
 /// The work itself, handed in so that this folder depends on none of it.
 struct StageFunctions {
-  /// FP8 or FP4 checkpoint directory -> BF16 checkpoint directory, its index written last.
+  /// FP8 or FP4 checkpoint directory -> BF16 checkpoint directory, its index written last. Leaves a
+  /// complete cast of the same checkpoint alone.
   std::function<void(const std::string& from, const std::string& to)> cast_to_bf16;
-  /// Checkpoint directory -> torch_dist directory, its tracker ("release") written last.
+  /// Checkpoint directory -> torch_dist directory, its tracker ("release") written last. Leaves a
+  /// complete one alone.
   std::function<void(const std::string& from, const std::string& to)> convert_to_torch_dist;
   /// The loop. @param options with hf_checkpoint and ref_load filled in.
   std::function<void(const config::Options& options)> train;

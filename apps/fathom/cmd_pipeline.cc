@@ -1,0 +1,71 @@
+// full-train and its stages: the launcher with the functions that do the work.
+#include "commands.h"
+#include "execution.h"
+#include "fathom/base/log.h"
+#include "fathom/checkpoint/cast.h"
+#include "fathom/checkpoint/dcp_weights.h"
+#include "fathom/checkpoint/model_tensors.h"
+#include "fathom/checkpoint/prepare_spmd.h"
+#include "fathom/launch/stages.h"
+#include "fathom/rl/rl_run.h"
+
+namespace fathom {
+namespace {
+
+NameDialect dialect_of(config::TensorNames names) {
+  switch (names) {
+    case config::TensorNames::kOfficial:
+      return NameDialect::kOfficial;
+    case config::TensorNames::kSglang:
+      return NameDialect::kSglang;
+    case config::TensorNames::kTransformers:
+      return NameDialect::kTransformers;
+  }
+  return NameDialect::kSglang;
+}
+
+void convert(const ExecContext& ctx, const std::string& from, const std::string& to) {
+  const ModelTensors source(from);
+  for (const std::string& note : source.notes()) log_info("note: ", note);
+  const PrepareSpmdResult done = prepare_spmd(ctx, source, to);
+  if (done.was_there) return log_info("prepare-spmd: nothing to do, ", to, " is complete");
+  log_info("prepare-spmd: ", done.num_tensors, " tensors, ", done.num_bytes, " bytes; ",
+           done.num_rounded, " rounded to BF16, ", done.num_kept_fp32, " kept in F32");
+}
+
+void train(const ExecContext& ctx, const config::ParsedCommand& command,
+           const config::Options& options) {
+  const std::string& checkpoint = *options.launch.hf_checkpoint;
+  const Tokenizer tokenizer = Tokenizer::load(checkpoint);
+  // The configuration counts MTP modules only where the checkpoint has their tensors.
+  Weights weights = make_weights(ModelTensors(checkpoint).config());
+  for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
+  load_torch_dist(*options.checkpoint.ref_load, &weights);
+  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path,
+        config::to_json(command))
+      .run();
+}
+
+}  // namespace
+
+int run_pipeline(const config::ParsedCommand& command) {
+  const config::Options& o = command.options;
+  log_info(config::format_option_table(command));
+  const Execution execution(o.runtime);
+  const ExecContext& ctx = execution.context();
+  StageFunctions functions;
+  functions.cast_to_bf16 = [&](const std::string& from, const std::string& to) {
+    const PrepareSingleResult done =
+        prepare_single(ctx, {.input = from, .output = to, .names = dialect_of(o.convert.names)});
+    log_info("prepare-single: ", done.num_shards_written, " shards written, ", done.num_shards_kept,
+             " kept, ", done.num_bytes, " bytes of tensors");
+  };
+  functions.convert_to_torch_dist = [&](const std::string& from, const std::string& to) {
+    convert(ctx, from, to);
+  };
+  functions.train = [&](const config::Options& options) { train(ctx, command, options); };
+  Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();
+  return 0;
+}
+
+}  // namespace fathom
