@@ -4,6 +4,7 @@
 #include "fathom/checkpoint/load.h"
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rl_options.h"
+#include "fathom/rollout/generate.h"
 #include "fathom/tokenizer/tokenizer.h"
 
 namespace fathom {
@@ -26,11 +27,12 @@ Json answers_of(const EvaluationResult& result, const std::string& name) {
 /// Evaluates a checkpoint on the sets of --eval-prompt-data; with --output, the answers too.
 int run_eval(const config::ParsedCommand& command) {
   const config::Options& o = command.options;
-  if (!o.launch.hf_checkpoint) throw ConfigError("eval: --hf-checkpoint is needed: a model directory");
+  if (!o.launch.hf_checkpoint)
+    throw ConfigError("eval: --hf-checkpoint is needed: a model directory");
   const std::vector<std::string>& sets = o.eval.eval_prompt_data;
   if (sets.empty() || sets.size() % 2 != 0) {
-    throw ConfigError(str_cat("eval: --eval-prompt-data needs NAME PATH pairs, got ", sets.size(),
-                              " values"));
+    throw ConfigError(
+        str_cat("eval: --eval-prompt-data needs NAME PATH pairs, got ", sets.size(), " values"));
   }
   const Execution execution(o.runtime);
   const Tokenizer tokenizer = Tokenizer::load(*o.launch.hf_checkpoint);
@@ -44,9 +46,7 @@ int run_eval(const config::ParsedCommand& command) {
                 {.max_running_requests = o.engine.max_running_requests,
                  .chunked_prefill_size = o.engine.chunked_prefill_size,
                  .page_size = o.engine.page_size.value_or(0),
-                 .append_token = [&](int32_t id, std::string* text) {
-                   *text += tokenizer.token_bytes(id);
-                 }});
+                 .append_token = append_token_of(tokenizer)});
   std::string lines;
   for (const auto& [name, prompts] : data) {
     const EvaluationResult result = evaluate(&engine, prompts, evaluation_options(o));

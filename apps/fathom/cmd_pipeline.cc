@@ -27,10 +27,7 @@ NameDialect dialect_of(config::TensorNames names) {
 void convert(const ExecContext& ctx, const std::string& from, const std::string& to) {
   const ModelTensors source(from);
   for (const std::string& note : source.notes()) log_info("note: ", note);
-  const PrepareSpmdResult done = prepare_spmd(ctx, source, to);
-  if (done.was_there) return log_info("prepare-spmd: nothing to do, ", to, " is complete");
-  log_info("prepare-spmd: ", done.num_tensors, " tensors, ", done.num_bytes, " bytes; ",
-           done.num_rounded, " rounded to BF16, ", done.num_kept_fp32, " kept in F32");
+  prepare_spmd(ctx, source, to);
 }
 
 void train(const ExecContext& ctx, const config::ParsedCommand& command,
@@ -55,10 +52,7 @@ int run_pipeline(const config::ParsedCommand& command) {
   const ExecContext& ctx = execution.context();
   StageFunctions functions;
   functions.cast_to_bf16 = [&](const std::string& from, const std::string& to) {
-    const PrepareSingleResult done =
-        prepare_single(ctx, {.input = from, .output = to, .names = dialect_of(o.convert.names)});
-    log_info("prepare-single: ", done.num_shards_written, " shards written, ", done.num_shards_kept,
-             " kept, ", done.num_bytes, " bytes of tensors");
+    prepare_single(ctx, {.input = from, .output = to, .names = dialect_of(o.convert.names)});
   };
   functions.convert_to_torch_dist = [&](const std::string& from, const std::string& to) {
     convert(ctx, from, to);

@@ -13,12 +13,11 @@ int run_score(const config::ParsedCommand& command) {
   const Execution execution(command.options.runtime);
   const auto sequences = read_token_lines(*o.input, load_model_config(directory));
   Weights weights = load_weights(execution.context(), directory, {.with_mtp = o.with_mtp});
-  const NamedTensors tensors =
-      score(execution.context(), weights, sequences,
-            {.with_logits = o.with_logits,
-             .with_gradients = o.with_gradients,
-             .with_mtp = o.with_mtp,
-             .chunk_tokens = command.options.engine.chunked_prefill_size});
+  const NamedTensors tensors = score(execution.context(), weights, sequences,
+                                     {.with_logits = o.with_logits,
+                                      .with_gradients = o.with_gradients,
+                                      .with_mtp = o.with_mtp,
+                                      .chunk_tokens = command.options.engine.chunked_prefill_size});
   write_safetensors(*o.output, tensors);
   log_info("scored ", sequences.size(), " sequences into ", *o.output);
   return 0;

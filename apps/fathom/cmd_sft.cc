@@ -30,7 +30,8 @@ int run_sft(const config::ParsedCommand& command) {
     throw ConfigError("sft: --init checkpoint needs --hf-checkpoint DIR");
   }
   const Execution execution(o.runtime);
-  const std::string tokenizer_dir = o.sft.tokenizer_dir.value_or(o.launch.hf_checkpoint.value_or(""));
+  const std::string tokenizer_dir =
+      o.sft.tokenizer_dir.value_or(o.launch.hf_checkpoint.value_or(""));
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_dir);
   Weights weights = initial_weights(execution.context(), o);
   const auto examples =
