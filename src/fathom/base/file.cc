@@ -120,6 +120,10 @@ std::string parent_path(std::string_view path) {
 
 AtomicFileWriter::AtomicFileWriter(std::string path)
     : path_(std::move(path)), temporary_path_(str_cat(path_, ".", ::getpid(), ".tmp")) {
+  // A rename would replace a device or a directory by a file.
+  struct stat info {};
+  FATHOM_CHECK(::stat(path_.c_str(), &info) != 0 || S_ISREG(info.st_mode), "cannot write ", path_,
+               ": it is there and is no regular file\n  fix: name a file");
   fd_ = ::open(temporary_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) throw_errno("cannot create", temporary_path_);
 }

@@ -26,19 +26,25 @@ struct ThreadPool::Impl {
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
   std::atomic<bool> stopping{false};
   std::atomic<int> sleeping{0};
 
-  // The loop in progress.
+  // Number of the loop, whether it is open, and how many workers are inside, in one word: a worker
+  // that comes late finds the loop closed and is not waited for.
+  static constexpr uint64_t kInsideMask = 0xFFFF, kOpen = 1 << 16;
+  static constexpr int kNumberShift = 17;
+  std::atomic<uint64_t> word{0};
+
+  // The loop in progress; changed only while it is closed and nobody is inside.
   RangeFn call = nullptr;
   void* fn = nullptr;
   int64_t count = 0;
   int64_t grain = 1;
   std::atomic<int64_t> next{0};
-  std::atomic<int> active{0};
   std::mutex error_mutex;
   std::exception_ptr error;
+
+  static uint64_t number_of(uint64_t value) { return value >> kNumberShift; }
 
   void take_ranges() {
     inside_loop = true;
@@ -56,22 +62,35 @@ struct ThreadPool::Impl {
     inside_loop = false;
   }
 
+  /// Waits for a loop after `seen`. @return its word.
+  uint64_t wait_for_loop(uint64_t seen) {
+    uint64_t value = word.load(std::memory_order_acquire);
+    for (int i = 0; i < kSpinPauses && number_of(value) == seen; ++i) {
+      _mm_pause();
+      value = word.load(std::memory_order_acquire);
+    }
+    if (number_of(value) == seen) {
+      std::unique_lock lock(mutex);
+      sleeping.fetch_add(1);
+      wake.wait(lock, [&] { return number_of(word.load()) != seen || stopping.load(); });
+      sleeping.fetch_sub(1);
+      value = word.load(std::memory_order_acquire);
+    }
+    return value;
+  }
+
   void work() {
     uint64_t seen = 0;
     for (;;) {
-      for (int i = 0; i < kSpinPauses && generation.load(std::memory_order_acquire) == seen; ++i) {
-        _mm_pause();
-      }
-      if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock lock(mutex);
-        sleeping.fetch_add(1);
-        wake.wait(lock, [&] { return generation.load() != seen || stopping.load(); });
-        sleeping.fetch_sub(1);
-      }
+      uint64_t value = wait_for_loop(seen);
       if (stopping.load()) return;
-      seen = generation.load(std::memory_order_acquire);
+      while ((value & kOpen) != 0 &&
+             !word.compare_exchange_weak(value, value + 1, std::memory_order_acq_rel)) {
+      }
+      seen = number_of(value);
+      if ((value & kOpen) == 0) continue;
       take_ranges();
-      active.fetch_sub(1, std::memory_order_release);
+      word.fetch_sub(1, std::memory_order_release);
     }
   }
 };
@@ -85,7 +104,6 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard lock(impl_->mutex);
     impl_->stopping.store(true);
-    impl_->generation.fetch_add(1);
   }
   impl_->wake.notify_all();
   for (auto& worker : impl_->workers) worker.join();
@@ -109,17 +127,17 @@ void ThreadPool::run(int64_t count, int64_t grain, RangeFn call, void* fn) {
   p.grain = grain;
   p.error = nullptr;
   p.next.store(0, std::memory_order_relaxed);
-  p.active.store(static_cast<int>(p.workers.size()), std::memory_order_relaxed);
   {
-    // A worker on its way to sleep re-checks the generation under this mutex.
+    // A worker on its way to sleep re-checks the number under this mutex.
     std::lock_guard lock(p.mutex);
-    p.generation.fetch_add(1);
+    const uint64_t number = Impl::number_of(p.word.load()) + 1;
+    p.word.store(number << Impl::kNumberShift | Impl::kOpen, std::memory_order_release);
     if (p.sleeping.load() > 0) p.wake.notify_all();
   }
   p.take_ranges();
-  // The pool may have more threads than the machine has free cores: yield after a short spin, so
-  // that a worker that was not scheduled yet gets to run.
-  for (int i = 0; p.active.load(std::memory_order_acquire) != 0; ++i) {
+  p.word.fetch_sub(Impl::kOpen, std::memory_order_acq_rel);
+  // Yield after a short spin, so that a worker that lost its core gets to finish.
+  for (int i = 0; (p.word.load(std::memory_order_acquire) & Impl::kInsideMask) != 0; ++i) {
     if (i < kSpinPauses) {
       _mm_pause();
     } else {

@@ -10,6 +10,7 @@
 #include "fathom/checkpoint/training_state.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/summary.h"
+#include "fathom/rollout/generate.h"
 #include "fathom/train/advantage.h"
 
 namespace fathom {
@@ -72,7 +73,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       EngineOptions{.max_running_requests = options_.engine.max_running_requests,
                     .chunked_prefill_size = options_.engine.chunked_prefill_size,
                     .page_size = options_.engine.page_size.value_or(0),
-                    .append_token = [this](int32_t id, std::string* text) { *text += tokenizer_.token_bytes(id); }});
+                    .append_token = append_token_of(tokenizer_)});
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
