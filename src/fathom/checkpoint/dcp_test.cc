@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -247,6 +248,32 @@ TEST_F(DcpTest, WholeTensorsAndAnyBoxReadBack) {
   EXPECT_EQ(common["args"]["num_layers"], 4);
   EXPECT_EQ(common["iteration"], 7);
   EXPECT_GT(list_directory(path("c")).size(), 5u);  // several .distcp files
+}
+
+// tests/golden/python_dcp/make.py wrote it with PyTorch, from two ranks.
+TEST(PythonCheckpointTest, EveryTensorReadsBack) {
+  DcpReader reader(str_cat(FATHOM_SOURCE_DIR, "/tests/golden/python_dcp/checkpoint"));
+  const Tensor rows = reader.read("rows");
+  EXPECT_EQ(rows.shape(), (std::vector<int64_t>{5, 8}));
+  for (int32_t i = 0; i < 40; ++i) EXPECT_EQ(rows.i32()[i], i);
+  const Tensor cols = reader.read("cols");
+  EXPECT_EQ(cols.shape(), (std::vector<int64_t>{3, 10}));
+  for (int i = 0; i < 30; ++i) {
+    const float value = std::bit_cast<float>(static_cast<uint32_t>(cols.u16()[i]) << 16);
+    EXPECT_EQ(value, static_cast<float>(i));
+  }
+  const Tensor fp8 = reader.read("fp8");
+  EXPECT_EQ(fp8.dtype(), DType::kF8E4M3);
+  const uint8_t codes[] = {0x00, 0x38, 0x40, 0x44, 0x48, 0x4A, 0x4C};  // 0 to 6
+  for (int i = 0; i < 24; ++i) EXPECT_EQ(fp8.bytes()[i], codes[i % 7]) << i;
+  EXPECT_EQ(reader.read("scalar").f32()[0], 2.5f);
+  EXPECT_EQ(reader.read("none").shape(), (std::vector<int64_t>{0, 4}));
+  for (const char* key : {"view", "parameter"}) {
+    const Tensor t = reader.read(key);
+    for (int64_t i = 0; i < t.numel(); ++i) EXPECT_EQ(t.f32()[i], static_cast<float>(i)) << key;
+  }
+  EXPECT_TRUE(reader.metadata().bytes.contains("step"));
+  EXPECT_FALSE(reader.contains("step"));
 }
 
 TEST_F(DcpTest, WrongRequestsSayWhatIsThere) {
