@@ -39,7 +39,7 @@ int run_sft(const config::ParsedCommand& command) {
   log_info("sft: ", examples.size(), " examples, ", o.sft.sft_steps, " steps");
   fathom::run_sft(execution.context(), &weights, examples, o);
   export_hf(execution.context(), weights,
-            {.output = *o.tool.output, .dtype = DType::kBF16, .tokenizer_dir = tokenizer_dir});
+            {.output = *o.tool.output, .companions = tokenizer_dir});
   log_info("sft: wrote ", *o.tool.output);
   return 0;
 }

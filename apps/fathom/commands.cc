@@ -13,8 +13,10 @@ RunCommand find_run_command(config::Command command) {
       {config::Command::kPrepareCp, run_pipeline},
       {config::Command::kTrain, run_pipeline},
       {config::Command::kEval, run_eval},
+      {config::Command::kExportHf, run_export_hf},
       {config::Command::kGenerate, run_generate},
       {config::Command::kScore, run_score},
+      {config::Command::kSft, run_sft},
       {config::Command::kTokenize, run_tokenize},
       {config::Command::kInspect, run_inspect},
   };

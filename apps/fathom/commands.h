@@ -12,10 +12,12 @@ namespace fathom {
 using RunCommand = int (*)(const config::ParsedCommand& command);
 
 int run_eval(const config::ParsedCommand& command);
+int run_export_hf(const config::ParsedCommand& command);
 int run_generate(const config::ParsedCommand& command);
 int run_inspect(const config::ParsedCommand& command);
 int run_pipeline(const config::ParsedCommand& command);  // full-train and its stages
 int run_score(const config::ParsedCommand& command);
+int run_sft(const config::ParsedCommand& command);
 int run_tokenize(const config::ParsedCommand& command);
 
 /// The function of a subcommand; null when this build does not have it.
