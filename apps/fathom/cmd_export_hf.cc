@@ -62,6 +62,7 @@ std::string companions_of(const WeightsPlace& place, const config::Options& o) {
 int run_export_hf(const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   const Execution execution(o.runtime);
+  check_export_output(*o.tool.output);
   const WeightsPlace place = find_weights(*o.checkpoint.load);
   const std::string companions = companions_of(place, o);
   log_info("export-hf: ", place.path, " with config and tokenizer of ", companions);

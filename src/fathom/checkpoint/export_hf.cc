@@ -99,19 +99,16 @@ void write_piece(const ExecContext& ctx, const Parameter& p, const ExportTensor&
   }
 }
 
-// Weights of an export that did not finish are removed; a complete model is not ours to replace.
-void prepare_output(const std::string& output) {
-  const std::vector<std::string> names = list_directory(output);
-  for (const std::string& name : names) {
-    FATHOM_CHECK(name != kIndexName && name != kSingleFileName, output,
-                 " holds a complete model: ", name,
-                 "\n  fix: choose another --output, or remove this one");
-  }
-  for (const std::string& name : names) {
-    if (name.find(".safetensors") == std::string::npos) continue;
-    std::error_code error;
-    std::filesystem::remove(join_path(output, name), error);
-    FATHOM_CHECK(!error, "cannot remove ", name, " in ", output, ": ", error.message());
+void remove_file(const std::string& directory, const std::string& name) {
+  std::error_code error;
+  std::filesystem::remove(join_path(directory, name), error);
+  FATHOM_CHECK(!error, "cannot remove ", name, " in ", directory, ": ", error.message());
+}
+
+// Weights of an export that did not finish.
+void remove_unfinished(const std::string& output) {
+  for (const std::string& name : list_directory(output)) {
+    if (name.find(".safetensors") != std::string::npos) remove_file(output, name);
   }
 }
 
@@ -133,6 +130,13 @@ Json make_config(const Weights& weights, ExportFormat format) {
 }
 
 }  // namespace
+
+void check_export_output(const std::string& output) {
+  for (const char* name : {kIndexName, kSingleFileName}) {
+    FATHOM_CHECK(!file_exists(join_path(output, name)), output, " holds a complete model: ", name,
+                 "\n  fix: choose another --output, or remove this one");
+  }
+}
 
 bool is_exported_as_fp8(const std::string& official) {
   if (official.find(".ffn.experts.") != std::string::npos ||
@@ -158,7 +162,8 @@ ExportResult export_hf(const ExecContext& ctx, const Weights& weights,
   const auto lock = FileLock::try_acquire(join_path(options.output, kLockName));
   FATHOM_CHECK(lock != nullptr, "another process is writing ", options.output,
                "\n  fix: wait for it, or choose another --output");
-  prepare_output(options.output);
+  check_export_output(options.output);
+  remove_unfinished(options.output);
   write_file_atomic(join_path(options.output, "config.json"),
                     make_config(weights, options.format).dump(2) + "\n");
   if (!options.companions.empty()) copy_hub_files(options.companions, options.output);
@@ -185,6 +190,7 @@ ExportResult export_hf(const ExecContext& ctx, const Weights& weights,
     ++result.num_shards;
   }
   if (shards.size() > 1) write_safetensors_index(options.output, weight_map, result.num_bytes);
+  remove_file(options.output, kLockName);  // whoever comes next finds a complete model
   return result;
 }
 

@@ -39,6 +39,10 @@ struct ExportResult {
 ExportResult export_hf(const ExecContext& ctx, const Weights& weights,
                        const ExportOptions& options);
 
+/// What export_hf asks of its output directory, for callers that want to know before long work.
+/// Errors: UserError when the directory holds a complete model.
+void check_export_output(const std::string& output);
+
 /// Whether `export_hf` writes this official name in FP8.
 bool is_exported_as_fp8(const std::string& official);
 

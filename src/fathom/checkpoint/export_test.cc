@@ -61,7 +61,7 @@ TEST_F(ExportTest, Bf16RoundsEachMasterOnceInEveryDialect) {
     const std::string out = root_ + "/" + std::string(name_dialect_to_string(names));
     const ExportResult result = export_hf(ctx_, weights, {.output = out, .names = names});
     EXPECT_EQ(result.num_shards, 1);
-    EXPECT_FALSE(file_exists(out + "/" + kIndexName));
+    EXPECT_EQ(list_directory(out), (std::vector<std::string>{"config.json", kSingleFileName}));
     EXPECT_EQ(ModelTensors(out).dialect(), names);
     EXPECT_EQ(TensorShards(out).total_bytes(), result.num_bytes);
     const auto exported = values_of(load(out));
@@ -184,6 +184,9 @@ TEST_F(ExportTest, OutputsThatAreTakenOrUnfinished) {
   fs::remove(root_ + "/out/" + kIndexName);
   export_hf(ctx_, weights, {.output = root_ + "/out", .max_shard_bytes = 1'000'000});
   EXPECT_TRUE(TensorShards(root_ + "/out").warnings().empty());
+  EXPECT_THROW(check_export_output(root_ + "/out"), UserError);
+  fs::remove(root_ + "/out/" + kIndexName);
+  EXPECT_NO_THROW(check_export_output(root_ + "/out"));
   const auto lock = FileLock::try_acquire(root_ + "/out/.export_hf.lock");
   EXPECT_NE(problem_of(weights, options).find("another process"), std::string::npos);
 }
