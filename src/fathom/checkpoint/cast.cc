@@ -131,6 +131,14 @@ void remove_file(const std::string& path) {
   FATHOM_CHECK(!error, "cannot remove ", path, ": ", error.message());
 }
 
+// transformers derives its own fields from compress_ratios for ratios 0, 4 and 128 alone.
+void add_layer_types(const ModelConfig& parsed, Json& config) {
+  const Json ours = model_config_to_json(parsed, "");
+  for (const char* field : {"layer_types", "compress_rates", "mlp_layer_types"}) {
+    if (!config.contains(field) && ours.contains(field)) config[field] = ours[field];
+  }
+}
+
 // "<name>.<process id>.tmp": what AtomicFileWriter writes into, left by a process that was killed.
 bool is_temporary(const std::string& name) {
   if (!name.ends_with(".tmp")) return false;
@@ -192,9 +200,10 @@ PrepareSingleResult prepare_single(const ExecContext& ctx, const PrepareSingleOp
     log_info(options.output, " is complete already");
     return result;
   }
-  const Json config = read_json_file(join_path(options.input, "config.json"));
-  write_file_atomic(join_path(options.output, "config.json"),
-                    decoded_config(config, was_quantised).dump(2) + "\n");
+  Json config =
+      decoded_config(read_json_file(join_path(options.input, "config.json")), was_quantised);
+  if (options.names == NameDialect::kTransformers) add_layer_types(tensors.config(), config);
+  write_file_atomic(join_path(options.output, "config.json"), config.dump(2) + "\n");
   copy_hub_files(options.input, options.output);
   for (const auto& [file_name, shard] : plan) {
     const std::string path = join_path(options.output, file_name);

@@ -63,6 +63,8 @@ TEST_F(CastTest, EveryTensorHasTheStatedBytesInEveryDialect) {
       EXPECT_TRUE(tensors.notes().empty());
       EXPECT_EQ(tensors.dialect(), dialect);
       EXPECT_EQ(tensors.sources().size(), expected.size());
+      EXPECT_EQ(read_json_file(output_ + "/config.json").contains("layer_types"),
+                dialect == NameDialect::kTransformers);
       EXPECT_EQ(tensors.shards().total_bytes(), result.num_bytes);
       for (const auto& item : expected.items()) {
         const ModelTensors::Source& source = tensors.source(item.key());
