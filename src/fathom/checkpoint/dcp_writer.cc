@@ -26,6 +26,13 @@ int64_t count_elements(const std::vector<int64_t>& sizes) {
   return n;
 }
 
+void remove_tree(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove_all(path, error);
+  FATHOM_CHECK(!error, "cannot remove ", path, ": ", error.message(),
+               "\n  fix: remove it by hand, or give a directory that you may write to");
+}
+
 [[noreturn]] void throw_errno(const char* what, const std::string& path) {
   const int code = errno;
   throw UserError(str_cat(what, " ", path, ": ", std::strerror(code),
@@ -104,7 +111,7 @@ PendingDirectory::PendingDirectory(const std::string& parent, const std::string&
   // Under the lock, every unfinished directory here is a dead process's.
   for (const std::string& entry : list_directory(parent_)) {
     if (entry.starts_with(".") && entry.ends_with(".partial")) {
-      std::filesystem::remove_all(join_path(parent_, entry));
+      remove_tree(join_path(parent_, entry));
     }
   }
   make_directories(partial_path_);
@@ -154,7 +161,7 @@ void PendingDirectory::publish() {
     }
     published_ = true;
     sync_directory(parent_);
-    std::filesystem::remove_all(partial_path_);
+    remove_tree(partial_path_);
     return;
   }
   if (::rename(partial_path_.c_str(), final_path_.c_str()) != 0) {

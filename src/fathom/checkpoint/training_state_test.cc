@@ -1,9 +1,11 @@
 #include "fathom/checkpoint/training_state.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -192,6 +194,29 @@ TEST_F(TrainingStateTest, KilledAtAnyMomentTheRunGoesOnFromAWholeStep) {
   for (const std::string& name : list_directory(dir())) {
     EXPECT_FALSE(name.ends_with(".partial")) << name;
   }
+}
+
+TEST_F(TrainingStateTest, AFailedWriteLeavesTheOlderStepAndNothingElse) {
+  TestRun a(1), b(2), c(3);
+  save_training_state(dir(), 0, a.weights, a.moments, kScalars, 1);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {  // with a disk, as it were, that takes 100 kB
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit = {100'000, 100'000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string message = error_of(
+        [&] { save_training_state(dir(), 1, b.weights, b.moments, kScalars, std::nullopt); });
+    ::_exit(message.find("cannot write") != std::string::npos ? 0 : 1);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(latest_training_state(dir()), 0);
+  EXPECT_EQ(list_training_states(dir()), std::vector<int64_t>{0});
+  EXPECT_FALSE(fs::exists(path(".iter_0000001.partial")));
+  load_training_state(dir(), 0, &c.weights, &c.moments);
+  expect_same(a, c);
 }
 
 TEST_F(TrainingStateTest, SavingAStepAgainReplacesIt) {

@@ -187,6 +187,58 @@ std::string archive_with(const std::vector<std::pair<std::string, std::string>>&
   return out;
 }
 
+// A tensor archive whose pickle says what it is told.
+std::string lying_tensor(const char* storage, int64_t storage_count, int64_t offset,
+                         const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                         const char* function = "_rebuild_tensor_v2") {
+  PickleWriter w(true);
+  w.global("torch._utils", function);
+  w.mark();
+  w.mark();
+  w.string("storage");
+  w.global("torch", storage);
+  w.string("0");
+  w.string("cpu");
+  w.integer(storage_count);
+  w.tuple_from_mark();
+  w.persistent_id();
+  w.integer(offset);
+  w.integers(shape);
+  w.integers(strides);
+  w.boolean(false);
+  w.global("collections", "OrderedDict");
+  w.empty_tuple();
+  w.reduce();
+  w.tuple_from_mark();
+  w.reduce();
+  return archive_with(
+      {{"data.pkl", w.finish()}, {"data/0", std::string(16, 'x')}, {"version", "3\n"}});
+}
+
+TEST(TorchArchiveTest, TensorsThatLieAboutTheirStorageAreErrors) {
+  const auto read = [](const std::string& bytes) {
+    return error_of([&] { read_tensor_archive(span_of(bytes), "x", true); });
+  };
+  const int64_t huge = int64_t{1} << 62;
+  EXPECT_EQ(read(lying_tensor("FloatStorage", 4, 0, {2, 2}, {2, 1})), "no error");
+  EXPECT_EQ(read(lying_tensor("FloatStorage", 4, 1, {3}, {1})), "no error");
+  for (const std::string& bytes :
+       {lying_tensor("FloatStorage", 5, 0, {4}, {1}),
+        lying_tensor("FloatStorage", huge, 0, {4}, {1}),
+        lying_tensor("FloatStorage", -1, 0, {4}, {1}), lying_tensor("FloatStorage", 4, 1, {4}, {1}),
+        lying_tensor("FloatStorage", 4, -1, {4}, {1}),
+        lying_tensor("FloatStorage", 4, huge, {4}, {1}),
+        lying_tensor("FloatStorage", 4, 0, {huge, huge}, {huge, 1}),
+        lying_tensor("FloatStorage", 4, 0, {-1}, {1}),
+        lying_tensor("FloatStorage", 4, 0, {4}, {-1}),
+        lying_tensor("FloatStorage", 4, 0, {2, 2}, {1, 2}),
+        lying_tensor("FloatStorage", 4, 0, {4}, {1, 1}),
+        lying_tensor("ComplexFloatStorage", 2, 0, {2}, {1}),
+        lying_tensor("FloatStorage", 4, 0, {4}, {1}, "_rebuild_tensor_v3")}) {
+    EXPECT_NE(read(bytes).find("the pickle cannot be used"), std::string::npos) << read(bytes);
+  }
+}
+
 TEST(TorchArchiveTest, HostileArchivesAreErrorsThatSayWhy) {
   const auto read = [](const std::string& bytes) {
     return error_of([&] { TorchArchiveReader(span_of(bytes), "x.distcp", 8); });
