@@ -1,12 +1,13 @@
 """Our torch_dist directories against PyTorch's own distributed checkpoint reader, and the reverse.
 
-usage: dcp.py PATH_TO_FATHOM
+usage: dcp.py PATH_TO_FATHOM PATH_TO_WRITE_TRAINING_STATE
 
 1. `prepare-spmd` of every golden model (plain, FP4 and FP8): `torch.distributed.checkpoint.load` without
    process groups fills every tensor of .metadata; each of them, cut back into official tensors, has the
    bits of the safetensors source, which is decoded here, in torch, by the published rules.
 2. The same directory read by two ranks that each hold a shard of every matrix.
-3. `common.pt` and `.metadata` load with plain Python, with the types that Megatron expects.
+3. A training checkpoint: fp32 masters and Adam moments under the keys of Megatron's distributed optimizer.
+4. `common.pt` and `.metadata` load with plain Python, with the types that Megatron expects.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def place(name):
     return f"{key[: match.start()]}.mlp.{group}.{leaf}.weight", expert, part
 
 
-def expected_tensors(source, num_layers):
+def expected_tensors(source, num_layers, float_type=torch.bfloat16):
     """{Megatron key: {(expert, half): tensor in the stored type}}."""
     out = {}
     for name, value in source.items():
@@ -117,7 +118,7 @@ def expected_tensors(source, num_layers):
         elif leaf in ("attn_sink", "ape", "expert_bias") or leaf.startswith("hc_"):
             value = value.to(torch.float32)
         else:
-            value = value.to(torch.bfloat16)
+            value = value.to(float_type)
         out.setdefault(key, {})[(expert, half)] = value
     return out
 
@@ -222,6 +223,34 @@ def check_two_ranks(directory, whole, scratch):
     )
 
 
+def check_training_state(writer, directory):
+    model = os.path.join(GOLDEN, "small", "model")
+    with open(os.path.join(model, "config.json")) as f:
+        num_layers = json.load(f)["num_hidden_layers"]
+    subprocess.run([writer, model, directory], check=True)
+    with open(os.path.join(directory, "latest_checkpointed_iteration.txt")) as f:
+        assert f.read().strip() == "19"
+    step = os.path.join(directory, "iter_0000019")
+    reader = dcp.FileSystemReader(step)
+    state = empty_state(reader.read_metadata())
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    seen = 0
+    for key, pieces in expected_tensors(read_source(model), num_layers, torch.float32).items():
+        master = assemble(pieces)
+        assert same_bits(state.pop(key), master), key
+        frozen = ".indexer." in key or key.endswith(("expert_bias", "tid2eid"))
+        assert (f"optimizer.state.param.{key}" in state) != frozen, key
+        if not frozen:
+            for name, value in (("param", master), ("exp_avg", -master), ("exp_avg_sq", master * master)):
+                assert same_bits(state.pop(f"optimizer.state.{name}.{key}"), value), (name, key)
+                seen += 1
+    assert not state, state.keys()
+    common = torch.load(os.path.join(step, "common.pt"), weights_only=False)
+    assert common["iteration"] == 19
+    assert common["content_metadata"]["distrib_optim_sharding_type"] == "fully_reshardable"
+    print(f"training checkpoint: {seen} optimizer tensors bit-equal")
+
+
 def main():
     fathom = os.path.abspath(sys.argv[1])
     with tempfile.TemporaryDirectory() as scratch:
@@ -230,6 +259,7 @@ def main():
             state = check_model(fathom, name, directory)
             if name == "small_official":
                 check_two_ranks(os.path.join(directory, "release"), state, scratch)
+        check_training_state(os.path.abspath(sys.argv[2]), os.path.join(scratch, "run"))
 
 
 if __name__ == "__main__":
