@@ -218,6 +218,7 @@ struct ToolOptions {
   std::vector<std::string> stop;
   // inspect
   std::optional<std::string> path;
+  bool json = false;
 };
 
 /// prepare-single and export-hf.

@@ -23,6 +23,7 @@ void describe_files(OptionTable& table, Options& options) {
       .path()
       .positional()
       .required_for(set_of(Command::kInspect));
+  table.add("json", &o.json, "print JSON, with every tensor, in place of a table");
 }
 
 void describe_score_and_generate(OptionTable& table, Options& options) {
