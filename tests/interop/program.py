@@ -64,6 +64,23 @@ def read_lines(path):
         return [json.loads(line) for line in file]
 
 
+def tiny_run(work, run_id, num_rollout=6, **options):
+    """Arguments of full-train: the tiny recipe, shortened, with everything it writes under `work`."""
+    data = os.path.join(work, "data")
+    settings = {
+        "config": os.path.join(CONFIGS, "tiny_cpu.json"), "run-id": run_id, "data-dir": data,
+        "model-dir": os.path.join(work, "models"), "save-dir": os.path.join(work, "runs"),
+        "prompt-data": os.path.join(data, "digit_sum", "train.jsonl"), "num-rollout": num_rollout,
+        "eval-prompt-data": ["digit_sum", os.path.join(data, "digit_sum", "heldout.jsonl@[0:32]")],
+        "eval-interval": 3, "save-interval": 2, "save-retain-interval": 1000,
+    }
+    settings.update({name.replace("_", "-"): value for name, value in options.items()})
+    arguments = ["full-train"]
+    for name, value in settings.items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
 @contextlib.contextmanager
 def work_directory(name):
     with tempfile.TemporaryDirectory(prefix=f"fathom_{name}_") as path:

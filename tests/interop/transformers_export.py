@@ -2,10 +2,12 @@
 
 usage: transformers_export.py PATH_TO_FATHOM [--sequences N] [--seed S]
 
-1. BF16 exports load without a missing or an unexpected name, and their tensors are the masters rounded to
-   BF16 once; logits of random sequences agree with `score` of the same directory to 1e-4.
-2. FP8 exports hold the tensors, codes and scales that torch computes for them; our own program decodes
-   them to those values, and `score` of them agrees with transformers on the decoded weights.
+(export_hf.py compares names and tensors; this test compares numbers that are computed from them.)
+1. BF16 exports load without a missing or an unexpected name; logits and log-probs of random sequences agree
+   with `score` of the same directory to 1e-4.
+2. FP8 exports hold the codes and scales that torch computes for them; our own program decodes them to those
+   values, and `score` of them agrees with transformers on the decoded weights.
+3. A torch_dist directory exports to the bits of the model that it was made from.
 
 One deviation from the library, as in tests/golden/README.md: the indexer's top-k is made stable. The
 library leaves the order of equal scores open, and scores of exactly 0 are common after a ReLU.
@@ -100,17 +102,6 @@ def same_bits(a, b):
                                                                       b.contiguous().view(torch.uint8))
 
 
-def check_bf16(checks, name, exported, source):
-    """A source of plain floats: each value rounded to BF16 once, but for the F32 tensors and the table."""
-    checks.that(set(exported) == set(source),
-                f"{name}: other tensor names than the source: {sorted(set(exported) ^ set(source))[:5]}")
-    for key in sorted(set(exported) & set(source)):
-        want = source[key]
-        if want.is_floating_point():
-            want = want.float() if F32.search(key) else want.bfloat16()
-        checks.that(same_bits(exported[key], want), f"{name} {key}: not the source rounded once")
-
-
 def quantise(weight):
     """Codes and E8M0 scales of 128 x 128 blocks: scale = the power of two at or above largest / 448."""
     rows, columns = weight.shape
@@ -160,8 +151,6 @@ def check_model(checks, fathom, name, sequences, seed, work):
     source = read_directory(source_directory)
     bf16, fp8 = os.path.join(work, f"{name}-bf16"), os.path.join(work, f"{name}-fp8")
     run_ok(fathom, "export-hf", "--load", source_directory, "--output", bf16, "--dtype", "bf16")
-    exported = read_directory(bf16)
-    check_bf16(checks, f"{name} bf16", exported, source)
     ids = random_sequences(bf16, sequences, seed)
     check_logits(checks, fathom, f"{name} bf16", bf16, load_with_transformers(checks, bf16), ids, work)
 
