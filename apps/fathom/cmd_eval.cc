@@ -4,6 +4,7 @@
 #include "fathom/checkpoint/load.h"
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rl_options.h"
+#include "fathom/rl/sample_metrics.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/tokenizer/tokenizer.h"
 
@@ -50,15 +51,15 @@ int run_eval(const config::ParsedCommand& command) {
   std::string lines;
   for (const auto& [name, prompts] : data) {
     const EvaluationResult result = evaluate(&engine, prompts, evaluation_options(o));
-    std::printf("%s\n", Json{{"dataset", name},
-                             {"accuracy", result.mean_reward},
-                             {"prompts", prompts.size()},
-                             {"truncated_ratio", result.truncated_ratio},
-                             {"response_len_mean", result.mean_response_length}}
-                            .dump()
-                            .c_str());
-    for (const Json& line : answers_of(result, name)) {
-      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    Json line = {{"dataset", name}, {"accuracy", result.mean_reward}, {"prompts", prompts.size()}};
+    MetricList numbers;
+    std::vector<const Sample*> samples;
+    for (const Sample& s : result.samples) samples.push_back(&s);
+    add_sample_metrics("eval", samples, &numbers);
+    for (const auto& [key, value] : numbers) line[key] = value;
+    std::printf("%s\n", line.dump().c_str());
+    for (const Json& answer : answers_of(result, name)) {
+      lines += answer.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
     }
   }
   if (o.tool.output) write_file_atomic(*o.tool.output, lines);

@@ -8,6 +8,7 @@
 #include "fathom/base/file.h"
 #include "fathom/base/json.h"
 #include "fathom/observe/metrics.h"
+#include "fathom/observe/progress.h"
 #include "fathom/observe/tensorboard.h"
 
 namespace fathom {
@@ -52,6 +53,13 @@ TEST(MetricsWriterTest, NonFiniteValuesAreNull) {
 
 TEST(TensorBoardTest, Crc32cOfTheStandardCheckString) {
   EXPECT_EQ(crc32c("123456789"), 0xE3069283u);
+}
+
+TEST(ProgressTest, ShowsTheShareDone) {
+  EXPECT_EQ(progress_text("rollout", 0, 4), "rollout  [" + std::string(30, '.') + "]  0/4");
+  EXPECT_EQ(progress_text("rollout", 2, 4),
+            "rollout  [" + std::string(15, '#') + std::string(15, '.') + "]  2/4");
+  EXPECT_EQ(progress_text("rollout", 4, 4), "rollout  [" + std::string(30, '#') + "]  4/4");
 }
 
 TEST(SparklineTest, ScalesBetweenTheBounds) {

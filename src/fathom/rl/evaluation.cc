@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "fathom/observe/progress.h"
+
 namespace fathom {
 namespace {
 
@@ -25,10 +27,15 @@ EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
     }
     prompt_of[engine->submit(std::move(request))] = p;
   }
+  std::vector<Completion> completions;
+  Progress progress("evaluation", static_cast<int64_t>(prompts.size()) * n);
+  while (engine->step()) {
+    for (Completion& c : engine->take_completions()) completions.push_back(std::move(c));
+    progress.update(static_cast<int64_t>(completions.size()));
+  }
   EvaluationResult result;
   result.samples.resize(prompts.size() * static_cast<size_t>(n));
-  double truncated = 0.0, reward = 0.0, tokens = 0.0;
-  for (const Completion& c : engine->run_until_done()) {
+  for (const Completion& c : completions) {
     const size_t p = prompt_of.at(c.request_id);
     Sample& s = result.samples[p * static_cast<size_t>(n) + static_cast<size_t>(c.sample)];
     s.prompt = prompts[p].text;
@@ -40,14 +47,10 @@ EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
     if (s.status == SampleStatus::kCompleted) {
       s.reward = compute_reward(options.reward, s.response, s.label);
     }
-    reward += s.reward;
-    truncated += s.status == SampleStatus::kTruncated;
-    tokens += static_cast<double>(s.response_length);
   }
-  const double count = static_cast<double>(std::max<size_t>(1, result.samples.size()));
-  result.mean_reward = reward / count;
-  result.truncated_ratio = truncated / count;
-  result.mean_response_length = tokens / count;
+  double reward = 0.0;
+  for (const Sample& s : result.samples) reward += s.reward;
+  result.mean_reward = reward / static_cast<double>(std::max<size_t>(1, result.samples.size()));
   return result;
 }
 

@@ -21,9 +21,7 @@ struct EvaluationOptions {
 
 struct EvaluationResult {
   double mean_reward = 0.0;
-  double truncated_ratio = 0.0;
-  double mean_response_length = 0.0;  // tokens
-  std::vector<Sample> samples;        // prompt by prompt
+  std::vector<Sample> samples;  // prompt by prompt
 };
 
 /// Every prompt, n samples each. The same weights, prompts and options give the same result.

@@ -9,6 +9,7 @@
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/training_state.h"
 #include "fathom/rl/rl_options.h"
+#include "fathom/rl/sample_metrics.h"
 #include "fathom/rl/summary.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/train/advantage.h"
@@ -131,11 +132,12 @@ void RlRun::run_step(int64_t rollout_id) {
   const double rolled_out = now_seconds();
   MetricList metrics = rollout_metrics(rollout);
   std::vector<const Sample*> samples;
-  double response_tokens = 0.0;
+  double response_tokens = 0.0, total_tokens = 0.0;
   for (const SampleGroup& group : rollout.groups) {
     for (const Sample& s : group) {
       samples.push_back(&s);
       response_tokens += static_cast<double>(s.response_length);
+      total_tokens += static_cast<double>(s.tokens.size());
     }
   }
   directory_.write_samples("rollout", step_name("rollout", rollout_id), samples);
@@ -150,13 +152,15 @@ void RlRun::run_step(int64_t rollout_id) {
     log_info("first optimizer step ", number("%.2f", trained - process_start_seconds_),
              " s after the run was opened (evaluation included)");
   }
-  metrics.insert(metrics.end(),
-                 {{"rollout/step", static_cast<double>(rollout_id)},
-                  {"rollout/weight_version/mean", static_cast<double>(rollout_id + 1)},
-                  {"perf/rollout_time", rolled_out - start},
-                  {"perf/tokens_per_gpu_per_sec", response_tokens / (rolled_out - start)},
-                  {"perf/train_time", trained - train_start},
-                  {"perf/step_time", trained - start}});
+  const double rollout_time = rolled_out - start, train_time = trained - train_start;
+  metrics.insert(metrics.end(), {{"rollout/step", static_cast<double>(rollout_id)},
+                                 {"perf/rollout_time", rollout_time},
+                                 {"perf/tokens_per_gpu_per_sec", response_tokens / rollout_time},
+                                 {"perf/actor_train_time", train_time},
+                                 {"perf/actor_train_tok_per_s", total_tokens / train_time},
+                                 {"perf/step_time", trained - start},
+                                 {"perf/wait_time_ratio", rollout_time / (trained - start)},
+                                 {"perf/save_model_time", last_save_seconds_}});
   if (!evaluation_sets_.empty() && is_due(options_.eval.eval_interval, rollout_id)) {
     const MetricList evaluation = evaluate_all(rollout_id);
     metrics.insert(metrics.end(), evaluation.begin(), evaluation.end());
@@ -245,11 +249,10 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
                      const EvaluationOptions& o) {
     const EvaluationResult result = evaluate(engine_.get(), set.prompts, o);
     const std::string name = prefix + "/" + set.name;
-    metrics.insert(metrics.end(), {{name, result.mean_reward},
-                                   {name + "-truncated_ratio", result.truncated_ratio},
-                                   {name + "/response_len/mean", result.mean_response_length}});
     std::vector<const Sample*> samples;
-    for (const Sample& s : result.samples) samples.push_back(&s);
+    for (const Sample& sample : result.samples) samples.push_back(&sample);
+    metrics.emplace_back(name, result.mean_reward);
+    add_sample_metrics(name, samples, &metrics);
     directory_.write_samples("eval", step_name(prefix + "_" + set.name, rollout_id), samples);
     log_info(name, " ", number("%.3f", result.mean_reward), " on ", set.prompts.size(), " prompts");
   };
@@ -259,11 +262,13 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
       run_set(set, "eval_sampled", sampled_evaluation_options(options_));
     }
   }
+  metrics.emplace_back("eval/step", static_cast<double>(rollout_id));
   metrics.emplace_back("perf/eval_time", now_seconds() - start);
   return metrics;
 }
 
 void RlRun::save(int64_t rollout_id) {
+  const double start = now_seconds();
   const Json scalars = {
       {"rollout_id", rollout_id},     {"optimizer", optimizer_->scalars()},
       {"cursor", cursor_->to_json()}, {"collector", collector_->to_json()},
@@ -271,6 +276,7 @@ void RlRun::save(int64_t rollout_id) {
       {"buffer", Json::array()}};
   save_training_state(directory_.checkpoints(), rollout_id, *weights_, optimizer_->moments(),
                       scalars, options_.checkpoint.save_retain_interval);
+  last_save_seconds_ = now_seconds() - start;
 }
 
 void RlRun::resume() {

@@ -73,6 +73,7 @@ class RlRun {
   PolicyStepOptions policy_;
   int64_t num_rollouts_ = 0, steps_per_rollout_ = 1, first_rollout_ = 0;
   double process_start_seconds_;
+  double last_save_seconds_ = 0.0;  // of the step before: a step is written before it is saved
   std::vector<float> frozen_bias_;  // every gate.bias, in order
 };
 

@@ -5,6 +5,8 @@
 #include <deque>
 
 #include "fathom/base/error.h"
+#include "fathom/observe/progress.h"
+#include "fathom/rl/sample_metrics.h"
 #include "fathom/train/advantage.h"
 
 namespace fathom {
@@ -24,9 +26,10 @@ std::vector<double> rewards_of(const SampleGroup& group) {
   return rewards;
 }
 
-std::string drop_reason(const SampleGroup& group) {
-  char text[48];
-  std::snprintf(text, sizeof text, "zero_std_%.1f", group.front().reward);
+/// A reward in metric names: one decimal, as the public recipe writes it.
+std::string reward_text(double reward) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f", reward);
   return text;
 }
 
@@ -95,6 +98,7 @@ RolloutResult RolloutCollector::collect(Engine* engine) {
   std::deque<PendingGroup> pending;
   std::map<int64_t, PendingGroup*> by_request;  // deque elements stay where they are
   const auto target = static_cast<size_t>(options_.rollout_batch_size);
+  Progress progress("rollout", options_.rollout_batch_size);
   while (result.groups.size() < target) {
     while (pending.size() < target - result.groups.size()) {
       for (int64_t i = 0; i < options_.over_sampling_batch_size; ++i) {
@@ -105,6 +109,7 @@ RolloutResult RolloutCollector::collect(Engine* engine) {
       }
     }
     if (!pending.front().is_finished()) {
+      progress.update(static_cast<int64_t>(result.groups.size()));
       FATHOM_ASSERT(engine->step(), "the engine stopped before group ", pending.front().request_id);
       for (const Completion& c : engine->take_completions()) {
         PendingGroup* group = by_request.at(c.request_id);
@@ -117,7 +122,7 @@ RolloutResult RolloutCollector::collect(Engine* engine) {
     by_request.erase(pending.front().request_id);
     pending.pop_front();
     if (options_.keep_only_reward_spread && !has_reward_spread(rewards_of(samples))) {
-      ++result.drops[drop_reason(samples)];
+      ++result.drops["zero_std_" + reward_text(samples.front().reward)];
     } else {
       result.groups.push_back(std::move(samples));
     }
@@ -140,41 +145,48 @@ void RolloutCollector::restore(const Json& json, const std::string& origin) {
   }
 }
 
-std::vector<std::pair<std::string, double>> rollout_metrics(const RolloutResult& result) {
-  std::vector<int64_t> lengths;
-  double reward = 0.0, truncated = 0.0, log_prob = 0.0;
-  int64_t all_zero = 0, all_one = 0, zero_spread = 0, num_tokens = 0;
+MetricList rollout_metrics(const RolloutResult& result) {
+  std::vector<const Sample*> samples;
+  std::vector<double> versions;
+  std::map<std::string, double> zero_std;  // groups whose rewards are all equal, by that reward
+  std::map<int64_t, double> pass;          // by k
+  double reward = 0.0, log_prob = 0.0, num_tokens = 0.0, total_tokens = 0.0;
+  double all_zero = 0.0, all_one = 0.0;
   for (const SampleGroup& group : result.groups) {
     const std::vector<double> rewards = rewards_of(group);
-    if (!has_reward_spread(rewards)) ++zero_spread;
+    if (!has_reward_spread(rewards)) zero_std[reward_text(rewards.front())] += 1.0;
     all_zero += std::all_of(rewards.begin(), rewards.end(), [](double r) { return r == 0.0; });
     all_one += std::all_of(rewards.begin(), rewards.end(), [](double r) { return r == 1.0; });
+    const auto n = static_cast<int64_t>(group.size());
+    const int64_t right = std::count(rewards.begin(), rewards.end(), 1.0);
+    for (int64_t k = 1; k <= n; k *= 2) pass[k] += pass_at_k(n, right, k);
     for (const Sample& s : group) {
-      lengths.push_back(s.response_length);
+      samples.push_back(&s);
+      versions.push_back(static_cast<double>(s.weight_version));
       reward += s.reward;
-      truncated += s.status == SampleStatus::kTruncated;
       for (float v : s.rollout_log_probs) log_prob += v;
-      num_tokens += s.response_length;
+      num_tokens += static_cast<double>(s.response_length);
+      total_tokens += static_cast<double>(s.tokens.size());
     }
   }
-  std::sort(lengths.begin(), lengths.end());
-  const double samples = static_cast<double>(std::max<size_t>(1, lengths.size()));
+  const double n = static_cast<double>(std::max<size_t>(1, samples.size()));
   const double groups = static_cast<double>(std::max<size_t>(1, result.groups.size()));
-  const double tokens = static_cast<double>(std::max<int64_t>(1, num_tokens));
-  std::vector<std::pair<std::string, double>> metrics = {
-      {"rollout/raw_reward", reward / samples},
-      {"rollout/response_len/mean", static_cast<double>(num_tokens) / samples},
-      {"rollout/response_len/median",
-       lengths.empty() ? 0.0 : static_cast<double>(lengths[lengths.size() / 2])},
-      {"rollout/response_len/max", lengths.empty() ? 0.0 : static_cast<double>(lengths.back())},
-      {"rollout/response_len/min", lengths.empty() ? 0.0 : static_cast<double>(lengths.front())},
-      {"rollout/truncated_ratio", truncated / samples},
-      {"rollout/rollout_log_probs", log_prob / tokens},
-      {"rollout/zero_std/all_zero_percentage", static_cast<double>(all_zero) / groups},
-      {"rollout/zero_std/all_one_percentage", static_cast<double>(all_one) / groups},
-      {"rollout/zero_std/groups", static_cast<double>(zero_spread)},
-      {"rollout/num_submitted_groups", static_cast<double>(result.num_submitted)},
-  };
+  MetricList metrics = {{"rollout/raw_reward", reward / n}};
+  add_sample_metrics("rollout", samples, &metrics);
+  metrics.insert(metrics.end(),
+                 {{"rollout/response_lengths", num_tokens / n},
+                  {"rollout/total_lengths", total_tokens / n},
+                  {"rollout/rollout_log_probs", log_prob / std::max(1.0, num_tokens)},
+                  {"rollout/zero_std/all_zero_percentage", all_zero / groups},
+                  {"rollout/zero_std/all_one_percentage", all_one / groups},
+                  {"rollout/num_submitted_groups", static_cast<double>(result.num_submitted)}});
+  for (const auto& [value, count] : zero_std) {
+    metrics.emplace_back("rollout/zero_std/count_" + value, count);
+  }
+  add_distribution("rollout/weight_version", versions, &metrics);
+  for (const auto& [k, sum] : pass) {
+    metrics.emplace_back(str_cat("passrate/pass@", k), sum / groups);
+  }
   for (const auto& [reason, count] : result.drops) {
     metrics.emplace_back("rollout/dynamic_filter/drop_" + reason, static_cast<double>(count));
   }

@@ -10,6 +10,7 @@
 #include "fathom/data/prompt.h"
 #include "fathom/data/prompt_cursor.h"
 #include "fathom/data/sample.h"
+#include "fathom/observe/metrics.h"
 #include "fathom/reward/reward.h"
 #include "fathom/rollout/engine.h"
 
@@ -56,8 +57,8 @@ class RolloutCollector {
   int64_t next_group_index_ = 0, next_sample_index_ = 0;
 };
 
-/// rollout/* numbers of spec and style: response lengths, truncation, zero-spread groups, raw
+/// The rollout/* and passrate/* metrics of a rollout.
 /// reward.
-std::vector<std::pair<std::string, double>> rollout_metrics(const RolloutResult& result);
+MetricList rollout_metrics(const RolloutResult& result);
 
 }  // namespace fathom
