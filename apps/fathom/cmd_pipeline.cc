@@ -8,6 +8,7 @@
 #include "fathom/checkpoint/prepare_spmd.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
+#include "run_hints.h"
 
 namespace fathom {
 namespace {
@@ -48,6 +49,8 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
 int run_pipeline(const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   log_info(config::format_option_table(command));
+  if (contains(config::kTraining, command.command))
+    for (const std::string& hint : run_hints(command)) log_info(hint);
   const Execution execution(o.runtime);
   const ExecContext& ctx = execution.context();
   StageFunctions functions;

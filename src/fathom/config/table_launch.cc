@@ -44,7 +44,7 @@ void describe_places(OptionTable& table, Options& options) {
       .add("model-name", &o.model_name,
            "DeepSeek-V4-Flash-FP8, DeepSeek-V4-Flash-FP8-4layer, DeepSeek-V4-Pro-FP8 or "
            "DeepSeek-V4-Tiny-FP8; with --hf-checkpoint any name, which then only names the outputs")
-      .for_commands(pipeline | set_of(Command::kEval, Command::kGenerate, Command::kScore));
+      .for_commands(reads_model);
   table.add("model-org", &o.model_org,
             "organisation on the hub; unset: sgl-project, Pinaster for the 4-layer model");
   table
@@ -147,7 +147,8 @@ void describe_machines(OptionTable& table, Options& options) {
                              {"B300", Hardware::kB300},
                              {"GB200", Hardware::kGb200},
                              {"GB300", Hardware::kGb300}},
-                            "GPU type; only says whether MXFP8 is possible")
+                            "GPU type; says whether MXFP8 is possible")
+      .without_effect("it says whether MXFP8 is possible, which is not built.")
       .not_hashed();
   table
       .add("rollout-num-nodes", &o.rollout_num_nodes,

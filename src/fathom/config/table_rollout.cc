@@ -104,8 +104,9 @@ void describe_engine(OptionTable& table, Options& options) {
       .not_hashed();
   table
       .add("sglang-chunked-prefill-size", &o.chunked_prefill_size,
-           "prompt tokens of an engine step. No answer depends on it")
+           "prompt tokens of an engine step, tokens of a piece in score. No result depends on it")
       .at_least(1)
+      .for_commands(kRunsEngine | set_of(Command::kScore))
       .not_hashed();
   table
       .add("sglang-page-size", &o.page_size,
@@ -181,8 +182,10 @@ void describe_reward_and_eval(OptionTable& table, Options& options) {
       .add("eval-max-prompt-len", &o.eval_max_prompt_len,
            "leave out prompts of more tokens; unset: --rollout-max-prompt-len")
       .at_least(1);
-  table.add("eval-sampled", &o.eval_sampled,
-            "report eval_sampled/NAME at the rollout's temperature beside it");
+  table
+      .add("eval-sampled", &o.eval_sampled,
+           "report eval_sampled/NAME at the rollout's temperature beside it")
+      .for_commands(kPipeline);
 }
 
 }  // namespace
