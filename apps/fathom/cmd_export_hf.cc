@@ -8,21 +8,10 @@
 #include "fathom/checkpoint/any_weights.h"
 #include "fathom/checkpoint/export_hf.h"
 #include "fathom/config/derived.h"
+#include "name_dialect.h"
 
 namespace fathom {
 namespace {
-
-NameDialect dialect_of(config::TensorNames names) {
-  switch (names) {
-    case config::TensorNames::kOfficial:
-      return NameDialect::kOfficial;
-    case config::TensorNames::kSglang:
-      return NameDialect::kSglang;
-    case config::TensorNames::kTransformers:
-      return NameDialect::kTransformers;
-  }
-  return NameDialect::kOfficial;
-}
 
 /// The model directory that a run was started from, by the options that it wrote down.
 std::string model_of_run(const std::string& run_directory) {

@@ -8,22 +8,11 @@
 #include "fathom/checkpoint/prepare_spmd.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
+#include "name_dialect.h"
 #include "run_hints.h"
 
 namespace fathom {
 namespace {
-
-NameDialect dialect_of(config::TensorNames names) {
-  switch (names) {
-    case config::TensorNames::kOfficial:
-      return NameDialect::kOfficial;
-    case config::TensorNames::kSglang:
-      return NameDialect::kSglang;
-    case config::TensorNames::kTransformers:
-      return NameDialect::kTransformers;
-  }
-  return NameDialect::kSglang;
-}
 
 void convert(const ExecContext& ctx, const std::string& from, const std::string& to) {
   const ModelTensors source(from);
