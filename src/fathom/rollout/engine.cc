@@ -33,6 +33,11 @@ bool contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
+void add_lists(const LogProbLists& wanted, DrawnToken* token, ListedLogProbs* lists) {
+  if (wanted.num_top > 0) lists->top.push_back(std::move(token->top));
+  if (!wanted.token_ids.empty()) lists->listed.push_back(std::move(token->listed));
+}
+
 ReplayRecord empty_replay(const ModelConfig& c) {
   ReplayRecord record;
   record.num_layers = c.num_hidden_layers;
@@ -77,6 +82,12 @@ int64_t Engine::submit(Request request) {
   }
   FATHOM_CHECK(!request.seeds.empty(), "request: no seeds; one for each sample is needed");
   check_sampling_params(request.sampling);
+  for (const int32_t id : request.lists.token_ids) {
+    FATHOM_CHECK(id >= 0 && id < config_.vocab_size, "request: a log-prob is asked of token id ",
+                 id, ", outside the vocabulary of ", config_.vocab_size);
+  }
+  FATHOM_CHECK(request.prompt_log_probs_from < length, "request: prompt log-probs from position ",
+               request.prompt_log_probs_from, ", the prompt has ", length, " tokens");
   FATHOM_CHECK(request.sampling.stop.empty() || options_.append_token,
                "request: stop strings need a tokenizer\n  fix: add the tokenizer's files to the "
                "checkpoint directory, or leave the stop strings out");
@@ -84,6 +95,12 @@ int64_t Engine::submit(Request request) {
   auto group = std::make_unique<RequestGroup>();
   group->id = next_id_++;
   group->request = std::move(request);
+  group->ending_ids = group->request.sampling.stop_token_ids;
+  if (!group->request.sampling.ignore_eos) {
+    for (const int64_t id : config_.eos_token_ids) {
+      group->ending_ids.push_back(static_cast<int32_t>(id));
+    }
+  }
   group->samples.resize(group->request.seeds.size());
   for (size_t i = 0; i < group->samples.size(); ++i) {
     RunningSample& sample = group->samples[i];
@@ -93,7 +110,9 @@ int64_t Engine::submit(Request request) {
   }
   const int64_t id = group->id;
   RequestGroup* queued = groups_.emplace(id, std::move(group)).first->second.get();
-  if (queued->request.sampling.max_new_tokens == 0 || length == config_.max_position_embeddings) {
+  const bool wants_prompt =
+      queued->request.prompt_log_probs_from >= 0 || queued->request.record_replay;
+  if (!draws_tokens(*queued) && !wants_prompt) {
     for (RunningSample& sample : queued->samples) finish(&sample, FinishReason::kLength);
     drop_finished_groups();
   } else {
@@ -107,7 +126,7 @@ bool Engine::step() {
   if (plan.empty()) return false;
   build_batch(plan);
   const Tensor logits = model_->step(batch_, rows_);
-  if (!rows_.empty()) draw_tokens(plan, logits);
+  draw_tokens(plan, logits);
   scheduler_.complete_step();
   drop_finished_groups();
   return true;
@@ -142,8 +161,27 @@ void Engine::build_batch(const StepPlan& plan) {
     segment.state = group.prompt_state.get();
     if (group.request.record_replay) segment.replay_out = &group.prompt_replay;
     batch_.segments.push_back(segment);
-    if (chunk.is_last) rows_.push_back(batch_.num_tokens() - 1);
+    const int64_t first_row = batch_.num_tokens() - chunk.num_tokens;
+    const auto [scored_begin, scored_end] = scored_positions(chunk);
+    for (int64_t t = scored_begin; t < scored_end; ++t) {
+      rows_.push_back(first_row + t - chunk.begin);
+    }
+    if (chunk.is_last && draws_tokens(group)) rows_.push_back(batch_.num_tokens() - 1);
   }
+}
+
+/// Positions of the chunk whose logits say how likely the prompt's next token was.
+std::pair<int64_t, int64_t> Engine::scored_positions(const PrefillChunk& chunk) {
+  const int64_t from = chunk.group->request.prompt_log_probs_from;
+  if (from < 0) return {0, 0};
+  const int64_t begin = std::max(chunk.begin, from);
+  const int64_t end = std::min(chunk.begin + chunk.num_tokens, chunk.group->prompt_length() - 1);
+  return {begin, std::max(begin, end)};
+}
+
+bool Engine::draws_tokens(const RequestGroup& group) const {
+  return group.request.sampling.max_new_tokens > 0 &&
+         group.prompt_length() < config_.max_position_embeddings;
 }
 
 void Engine::start_sample(RunningSample* sample) {
@@ -161,53 +199,86 @@ void Engine::start_sample(RunningSample* sample) {
 
 void Engine::draw_tokens(const StepPlan& plan, const Tensor& logits) {
   const int64_t V = config_.vocab_size;
+  const float* rows = rows_.empty() ? nullptr : logits.f32();
   draws_.clear();
   drawn_for_.clear();
   const auto add_draw = [&](RunningSample& sample, int64_t row) {
     const Request& request = sample.group->request;
-    draws_.push_back({logits.f32() + row * V, &request.sampling,
-                      request.seeds[static_cast<size_t>(sample.completion.sample)],
-                      sample.num_tokens()});
+    const std::vector<int32_t>& generated = sample.completion.token_ids;
+    Draw draw{rows + row * V, &request.sampling,
+              request.seeds[static_cast<size_t>(sample.completion.sample)], sample.num_tokens(),
+              generated};
+    if (static_cast<int64_t>(generated.size()) < request.sampling.min_new_tokens) {
+      draw.forbidden = sample.group->ending_ids;
+    }
+    draw.lists = &request.lists;
+    draws_.push_back(draw);
     drawn_for_.push_back(&sample);
   };
   int64_t row = 0;
   for (RunningSample* sample : plan.decodes) add_draw(*sample, row++);
   for (const PrefillChunk& chunk : plan.prefills) {
+    const auto [scored_begin, scored_end] = scored_positions(chunk);
+    if (scored_begin < scored_end) score_prompt(chunk, rows + row * V);
+    row += scored_end - scored_begin;
     if (!chunk.is_last) continue;
-    // All samples of the prompt draw their first token from this one row.
+    const bool is_drawn = draws_tokens(*chunk.group);
     for (RunningSample& sample : chunk.group->samples) {
       sample.completion.replay = chunk.group->prompt_replay;
-      add_draw(sample, row);
+      // All samples of the prompt draw their first token from this one row.
+      if (is_drawn) {
+        add_draw(sample, row);
+      } else {
+        finish(&sample, FinishReason::kLength);
+      }
     }
-    ++row;
+    row += is_drawn;
   }
   drawn_.resize(draws_.size());
   sampler_.sample(ctx_, V, draws_, drawn_);
-  for (size_t i = 0; i < drawn_.size(); ++i) add_token(drawn_for_[i], drawn_[i]);
+  for (size_t i = 0; i < drawn_.size(); ++i) add_token(drawn_for_[i], std::move(drawn_[i]));
 }
 
-bool Engine::ends_answer(const RunningSample& sample, int32_t token_id) const {
-  const SamplingParams& params = sample.group->request.sampling;
-  if (contains(params.stop_token_ids, token_id)) return true;
-  return !params.ignore_eos && std::find(config_.eos_token_ids.begin(), config_.eos_token_ids.end(),
-                                         token_id) != config_.eos_token_ids.end();
+void Engine::score_prompt(const PrefillChunk& chunk, const float* logits) {
+  RequestGroup& group = *chunk.group;
+  const auto [begin, end] = scored_positions(chunk);
+  const int64_t V = config_.vocab_size;
+  std::vector<DrawnToken> scores(static_cast<size_t>(end - begin));
+  ctx_.threads->parallel_for(
+      end - begin, std::max<int64_t>(1, 16384 / V), [&, first = begin](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) {
+          const int32_t next = group.request.prompt_ids[static_cast<size_t>(first + i + 1)];
+          scores[static_cast<size_t>(i)] =
+              score_token(ctx_, logits + i * V, V, next, group.request.lists);
+        }
+      });
+  for (DrawnToken& score : scores) {
+    group.prompt_log_probs.push_back(score.log_prob);
+    add_lists(group.request.lists, &score, &group.prompt_lists);
+  }
 }
 
-void Engine::add_token(RunningSample* sample, const DrawnToken& token) {
-  const SamplingParams& params = sample->group->request.sampling;
+void Engine::add_token(RunningSample* sample, DrawnToken token) {
+  const RequestGroup& group = *sample->group;
+  const SamplingParams& params = group.request.sampling;
   Completion& completion = sample->completion;
   completion.token_ids.push_back(token.token_id);
   completion.log_probs.push_back(token.log_prob);
+  add_lists(group.request.lists, &token, &completion.lists);
   // The ending token has no part in the text, so no stop string is looked for in it.
-  if (ends_answer(*sample, token.token_id)) return finish(sample, FinishReason::kStop);
+  if (contains(group.ending_ids, token.token_id)) return finish(sample, FinishReason::kStop);
   if (options_.append_token) {
     options_.append_token(token.token_id, sample->text.grow());
-    if (sample->text.cut_at_stop(params.stop)) return finish(sample, FinishReason::kStop);
+    if (const std::string* stop = sample->text.cut_at_stop(params.stop)) {
+      completion.matched_stop = *stop;
+      return finish(sample, FinishReason::kStop);
+    }
   }
   if (static_cast<int64_t>(completion.token_ids.size()) == params.max_new_tokens ||
       sample->num_tokens() == config_.max_position_embeddings) {
-    finish(sample, FinishReason::kLength);
+    return finish(sample, FinishReason::kLength);
   }
+  if (options_.on_token) options_.on_token(completion);
 }
 
 void Engine::finish(RunningSample* sample, FinishReason reason) {
@@ -217,6 +288,8 @@ void Engine::finish(RunningSample* sample, FinishReason reason) {
   completion.finish_reason = reason;
   completion.weight_version = weight_version_;
   completion.text = replace_invalid_utf8(sample->text.bytes());
+  completion.prompt_log_probs = sample->group->prompt_log_probs;
+  completion.prompt_lists = sample->group->prompt_lists;
   completions_.push_back(std::move(completion));
   any_finished_ = true;
 }

@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fathom/base/exec_context.h"
@@ -25,11 +26,16 @@ namespace fathom {
 /// Appends the bytes of one token.
 using AppendToken = std::function<void(int32_t token_id, std::string* text)>;
 
+/// Told of a sample after each token that did not end it, on the thread that steps. Fields of
+/// Completion that are known only at the end, `text` among them, are not set yet.
+using OnToken = std::function<void(const Completion& so_far)>;
+
 struct EngineOptions {
   int64_t max_running_requests = 64;
   int64_t chunked_prefill_size = 2048;
   int64_t page_size = 0;  // tokens a state page covers; 0: the smallest that fits the model, >= 16
   AppendToken append_token;  // null: no text, and stop strings are refused
+  OnToken on_token;          // may be null
 };
 
 /// The model as the engine sees it: computes a batch, advances its states, and gives the logits of
@@ -51,7 +57,7 @@ class Engine {
 
   /// Queues a request. @return its id, counting up from 0.
   /// Errors: UserError: empty prompt, id out of range, prompt longer than the model, no seeds, bad
-  /// sampling parameters, stop strings without append_token.
+  /// sampling parameters or lists, stop strings without append_token.
   int64_t submit(Request request);
 
   /// Computes one step. @return false when there was nothing to do.
@@ -81,10 +87,12 @@ class Engine {
   void build_batch(const StepPlan& plan);
   void start_sample(RunningSample* sample);
   void draw_tokens(const StepPlan& plan, const Tensor& logits);
-  void add_token(RunningSample* sample, const DrawnToken& token);
+  void score_prompt(const PrefillChunk& chunk, const float* logits);
+  void add_token(RunningSample* sample, DrawnToken token);
   void finish(RunningSample* sample, FinishReason reason);
   void drop_finished_groups();
-  bool ends_answer(const RunningSample& sample, int32_t token_id) const;
+  bool draws_tokens(const RequestGroup& group) const;
+  static std::pair<int64_t, int64_t> scored_positions(const PrefillChunk& chunk);
 
   ExecContext ctx_;
   ModelConfig config_;

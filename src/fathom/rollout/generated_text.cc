@@ -9,15 +9,18 @@ std::string* GeneratedText::grow() {
   return &bytes_;
 }
 
-bool GeneratedText::cut_at_stop(const std::vector<std::string>& stop) {
+const std::string* GeneratedText::cut_at_stop(const std::vector<std::string>& stop) {
+  const std::string* found = nullptr;
   size_t cut = std::string::npos;
   for (const std::string& s : stop) {
     const size_t overlap = std::min(old_size_, s.size() - 1);
-    cut = std::min(cut, bytes_.find(s, old_size_ - overlap));
+    const size_t at = bytes_.find(s, old_size_ - overlap);
+    if (at >= cut) continue;
+    cut = at;
+    found = &s;
   }
-  if (cut == std::string::npos) return false;
-  bytes_.resize(cut);
-  return true;
+  if (found != nullptr) bytes_.resize(cut);
+  return found;
 }
 
 }  // namespace fathom

@@ -13,10 +13,10 @@ class GeneratedText {
   /// The next token's bytes are to be appended to this.
   std::string* grow();
 
-  /// Looks for a stop string that ends in what was appended since grow(). @return true when there
-  /// is one; the text is then cut before it. When several are complete, the one that begins first
-  /// counts.
-  bool cut_at_stop(const std::vector<std::string>& stop);
+  /// Looks for a stop string that ends in what was appended since grow(). @return it, and the text
+  /// is then cut before it; null when there is none. When several are complete, the one that begins
+  /// first counts, of those the one that comes first in `stop`.
+  const std::string* cut_at_stop(const std::vector<std::string>& stop);
 
   const std::string& bytes() const { return bytes_; }
 

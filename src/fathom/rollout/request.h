@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "fathom/base/hash.h"
@@ -23,6 +24,32 @@ struct SamplingParams {
   bool ignore_eos = false;                   // the model's end tokens do not end an answer
   std::vector<int32_t> stop_token_ids = {};  // end it too, with or without ignore_eos
   std::vector<std::string> stop = {};        // strings; need EngineOptions::append_token
+
+  float min_p = 0.0f;          // [0, 1]: drop what is less likely than min_p times the likeliest
+  int64_t min_new_tokens = 0;  // before it neither end tokens nor stop_token_ids are drawn
+  // Of tokens that the answer holds already (the prompt does not count): see adjust_logits.
+  float frequency_penalty = 0.0f;                          // [-2, 2]
+  float presence_penalty = 0.0f;                           // [-2, 2]
+  float repetition_penalty = 1.0f;                         // [0.001, 2]; 1 is off
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // token id, [-1000, 1000]
+};
+
+struct TokenLogProb {
+  int32_t token_id;
+  float log_prob;
+  friend bool operator==(const TokenLogProb&, const TokenLogProb&) = default;
+};
+
+/// Which further log-probs are wanted at every position, of answers and of prompts.
+struct LogProbLists {
+  int64_t num_top = 0;                  // that many of the likeliest tokens
+  std::vector<int32_t> token_ids = {};  // and these
+};
+
+/// What was asked for, one entry a position. Likeliest first, the lower id first where equal;
+/// `listed` in the order of LogProbLists::token_ids. Empty lists where none are wanted.
+struct ListedLogProbs {
+  std::vector<std::vector<TokenLogProb>> top, listed;
 };
 
 /// One prompt and the answers wanted of it: seeds.size() of them share one prefill.
@@ -31,6 +58,11 @@ struct Request {
   SamplingParams sampling;
   std::vector<uint64_t> seeds;  // request seed of each sample; see sample_seed
   bool record_replay = false;   // keep routes and indexer picks
+  LogProbLists lists = {};
+  /// When >= 0: log-probs of the prompt's tokens behind this position, at temperature 1. States of
+  /// positions above it have to be computed, whatever is cached. With max_new_tokens 0 the prompt
+  /// is run for them alone.
+  int64_t prompt_log_probs_from = -1;
 };
 
 /// An answer whose last permitted token is a stop token, or completes a stop string, has stopped.
@@ -42,11 +74,16 @@ struct Completion {
   int64_t sample = 0;              // index into Request::seeds
   std::vector<int32_t> token_ids;  // the stop token included
   std::vector<float> log_probs;    // one per token: full vocabulary, sampling temperature (0: 1)
+  ListedLogProbs lists;            // of token_ids
   FinishReason finish_reason = FinishReason::kAbort;
-  std::string text;     // with append_token only: without the ending token, cut before a
-                        // stop string, broken UTF-8 as U+FFFD
-  ReplayRecord replay;  // positions of every token that was fed, prompt included
+  std::string matched_stop;  // the stop string that ended it; empty: another reason
+  std::string text;          // with append_token only: without the ending token, cut before a
+                             // stop string, broken UTF-8 as U+FFFD
+  ReplayRecord replay;       // positions of every token that was fed, prompt included
   int64_t weight_version = 0;
+  // Of the prompt's tokens from prompt_log_probs_from + 1 on, where asked for.
+  std::vector<float> prompt_log_probs;
+  ListedLogProbs prompt_lists;
 };
 
 /// The request seed of a sample in training: no two samples of a run share noise.

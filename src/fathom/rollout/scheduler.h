@@ -37,6 +37,9 @@ struct RequestGroup {
   int64_t num_prefilled = 0;
   std::unique_ptr<SequenceState> prompt_state;  // until the last sample has started
   ReplayRecord prompt_replay;
+  std::vector<float> prompt_log_probs;  // as in Completion
+  ListedLogProbs prompt_lists;
+  std::vector<int32_t> ending_ids;  // tokens that end an answer
   std::vector<RunningSample> samples;
   int64_t prompt_length() const { return static_cast<int64_t>(request.prompt_ids.size()); }
   bool is_finished() const;
