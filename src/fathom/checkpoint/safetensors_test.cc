@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <random>
 
 #include "fathom/base/error.h"
 #include "fathom/base/json.h"
@@ -187,6 +188,49 @@ TEST(SafetensorsTest, EveryTruncationOfARealFileIsRefused) {
     EXPECT_NE(problem_of(bytes.substr(0, n)), "accepted") << n;
   }
   EXPECT_NE(problem_of(bytes + "x"), "accepted");
+}
+
+// Whatever the bytes, the answer is a header or a UserError; accepted tensors lie inside the file.
+TEST(SafetensorsTest, DamagedHeadersNeverDoMoreThanFail) {
+  const std::string good =
+      file_of(R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],)"
+              R"("data_offsets":[0,24]},"b":{"dtype":"F8_E4M3","shape":[8],)"
+              R"("data_offsets":[24,32],"x":[1,{"y":null}]}} )",
+              32);
+  const std::string alphabet = std::string("{}[]\":,0123456789-.eEtfnaU \\\xFF\x80") + '\0';
+  std::mt19937 random(7);
+  int num_accepted = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string bytes = good;
+    for (int change = 0; change < 1 + round % 4; ++change) {
+      const size_t at = random() % bytes.size();
+      switch (random() % 3) {
+        case 0:
+          bytes[at] = alphabet[random() % alphabet.size()];
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 5);
+          break;
+        default:
+          bytes.insert(at, 1, alphabet[random() % alphabet.size()]);
+      }
+      if (bytes.empty()) bytes = "x";
+    }
+    if (bytes.size() >= 8 && round % 2 == 0) {  // the length still fits, so the JSON is reached
+      const uint64_t n = bytes.size() - 8 - std::min<size_t>(32, bytes.size() - 8);
+      std::memcpy(bytes.data(), &n, 8);
+    }
+    try {
+      for (const TensorEntry& t : parse_safetensors(bytes, "x").tensors) {
+        ASSERT_GE(t.begin, 8);
+        ASSERT_LE(t.begin, t.end);
+        ASSERT_LE(t.end, static_cast<int64_t>(bytes.size()));
+      }
+      ++num_accepted;
+    } catch (const UserError&) {
+    }
+  }
+  EXPECT_GT(num_accepted, 0);
 }
 
 Tensor filled(std::vector<int64_t> shape, DType dtype, uint8_t seed) {
