@@ -47,27 +47,42 @@ CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
   a.gates = project(ctx, w.wgate, x);
   a.pooled = Tensor::empty({ratio.num_entries(), w.width});
   std::vector<float> fresh_state(static_cast<size_t>(compressor_state_size(w.coff, w.width)));
+  const auto state_of = [&](const LayerState& l) {
+    return for_indexer ? l.indexer_compressor : l.compressor;
+  };
   for (int64_t s = 0; s < plan.S; ++s) {
     const Segment& segment = batch.segments[static_cast<size_t>(s)];
     float* state = fresh_state.data();
     if (segment.state != nullptr) {
-      auto& l = segment.state->layer(layer);
-      state = for_indexer ? l.indexer_compressor.data() : l.compressor.data();
+      state = state_of(segment.state->layer(layer)).data();
     } else {
       compressor_state_clear(state, w.coff, w.width);
     }
-    const int64_t begin = plan.row_begin[static_cast<size_t>(s)];
-    compressor_fwd(
-        ctx, {.v = a.values.f32() + begin * row,
-              .g = a.gates.f32() + begin * row,
-              .ape = w.ape.data(),
-              .start_pos = segment.start_pos,
-              .num_tokens = segment.num_tokens,
-              .ratio = w.ratio,
-              .coff = w.coff,
-              .c = w.width,
-              .state = state,
-              .entries = a.pooled.f32() + ratio.entry_begin[static_cast<size_t>(s)] * w.width});
+    const int64_t first_entry = segment.start_pos / w.ratio;
+    int64_t position = segment.start_pos;
+    const auto run_to = [&](int64_t end) {
+      const int64_t begin = plan.row_begin[static_cast<size_t>(s)] + position - segment.start_pos;
+      const int64_t entry =
+          ratio.entry_begin[static_cast<size_t>(s)] + position / w.ratio - first_entry;
+      compressor_fwd(ctx, {.v = a.values.f32() + begin * row,
+                           .g = a.gates.f32() + begin * row,
+                           .ape = w.ape.data(),
+                           .start_pos = position,
+                           .num_tokens = end - position,
+                           .ratio = w.ratio,
+                           .coff = w.coff,
+                           .c = w.width,
+                           .state = state,
+                           .entries = a.pooled.f32() + entry * w.width});
+      position = end;
+    };
+    for (const Checkpoint& checkpoint : segment.checkpoints) {
+      run_to(checkpoint.num_tokens);
+      const std::span<float> kept =
+          state_of(checkpoint.block->layer(segment.state->layout(), layer));
+      std::memcpy(kept.data(), state, kept.size_bytes());
+    }
+    run_to(segment.start_pos + segment.num_tokens);
   }
   a.entries = normed(ctx, a.pooled, &w.norm, c.rms_norm_eps);
   rotate(ctx, ratio.entry_rope, a.entries.f32(), ratio.num_entries(), 1, w.width,
@@ -75,12 +90,14 @@ CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
   for (int64_t s = 0; s < plan.S; ++s) {
     SequenceState* state = batch.segments[static_cast<size_t>(s)].state;
     if (state == nullptr) continue;
-    auto& l = state->layer(layer);
     const int64_t begin = ratio.entry_begin[static_cast<size_t>(s)];
     const int64_t end = ratio.entry_begin[static_cast<size_t>(s) + 1];
-    (for_indexer ? l.indexer_keys : l.entries)
-        .front()
-        .append(a.entries.f32() + begin * w.width, end - begin);
+    const float* entries = a.entries.f32() + begin * w.width;
+    if (for_indexer) {
+      state->append_indexer_keys(layer, entries, end - begin);
+    } else {
+      state->append_entries(layer, entries, end - begin);
+    }
   }
   return a;
 }
@@ -96,8 +113,7 @@ std::vector<KeyPages> entry_pages(const Batch& batch, const RatioPlan& ratio, co
   for (size_t s = 0; s < S; ++s) {
     const SequenceState* state = batch.segments[s].state;
     if (state != nullptr) {
-      const auto& l = state->layer(layer);
-      pages[s] = (for_indexer ? l.indexer_keys : l.entries).front().pages();
+      pages[s] = for_indexer ? state->indexer_key_pages(layer) : state->entry_pages(layer);
     } else {
       (*singles)[s] = entries.f32() + ratio.entry_begin[s] * width;
       const int64_t count = ratio.entry_begin[s + 1] - ratio.entry_begin[s];
@@ -128,9 +144,17 @@ Tensor window_rows(const ModelConfig& c, const Batch& batch, const BatchPlan& pl
         const int64_t position = segment.start_pos - plan.num_cached[i] + j;
         std::memcpy(out + j * hd, ring + position % W * hd, row_bytes);
       }
-      for (int64_t j = std::max<int64_t>(0, segment.num_tokens - W); j < segment.num_tokens; ++j) {
-        std::memcpy(ring + (segment.start_pos + j) % W * hd, fresh + j * hd, row_bytes);
+      const auto keep_last = [&](float* into, int64_t num_fresh) {
+        for (int64_t j = std::max<int64_t>(0, num_fresh - W); j < num_fresh; ++j) {
+          std::memcpy(into + (segment.start_pos + j) % W * hd, fresh + j * hd, row_bytes);
+        }
+      };
+      for (const Checkpoint& checkpoint : segment.checkpoints) {
+        const LayerState kept = checkpoint.block->layer(segment.state->layout(), layer);
+        std::memcpy(kept.window.data(), ring, kept.window.size_bytes());
+        keep_last(kept.window.data(), checkpoint.num_tokens - segment.start_pos);
       }
+      keep_last(ring, segment.num_tokens);
     }
     std::memcpy(out + plan.num_cached[i] * hd, fresh,
                 static_cast<size_t>(segment.num_tokens) * row_bytes);
@@ -197,7 +221,25 @@ SparseAttentionFwd attention_params(const ModelConfig& c, const AttentionWeights
           .lse = acts.lse.f32()};
 }
 
+/// The batch's window keys with the cached ones in front; keeps them in the states.
+/// @param kv_raw set to wkv x, for the backward.
+Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
+                   const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x,
+                   Tensor* kv_raw) {
+  *kv_raw = project(ctx, w.wkv, x);
+  Tensor kv = normed(ctx, *kv_raw, &w.kv_norm, c.rms_norm_eps);
+  rotate(ctx, plan.rope(w.ratio), kv.f32(), plan.T, 1, c.head_dim, c.qk_rope_head_dim,
+         /*inverse=*/false);
+  return window_rows(c, batch, plan, kv, layer);
+}
+
 }  // namespace
+
+void attention_window(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
+                      const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x) {
+  Tensor kv_raw;
+  window_keys(ctx, c, w, batch, plan, layer, x, &kv_raw);
+}
 
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
                          const Batch& batch, const BatchPlan& plan, int64_t layer,
@@ -212,10 +254,7 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
   a.q = normed(ctx, a.q_raw, nullptr, c.rms_norm_eps);
   rotate(ctx, rope, a.q.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
 
-  a.kv_raw = project(ctx, w.wkv, x);
-  Tensor kv = normed(ctx, a.kv_raw, &w.kv_norm, c.rms_norm_eps);
-  rotate(ctx, rope, kv.f32(), T, 1, hd, c.qk_rope_head_dim, /*inverse=*/false);
-  a.window_kv = window_rows(c, batch, plan, kv, layer);
+  a.window_kv = window_keys(ctx, c, w, batch, plan, layer, x, &a.kv_raw);
 
   if (w.compressor) {
     const RatioPlan& ratio = plan.ratio_plan(w.ratio);

@@ -45,6 +45,10 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& config,
                          int64_t layer, int64_t indexer_layer, const Tensor& x,
                          AttentionActivations* acts);
 
+/// Only keeps the batch's window rows in the states. @param x as in attention_forward.
+void attention_window(const ExecContext& ctx, const ModelConfig& config, const AttentionWeights& w,
+                      const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x);
+
 /// Stateless batches only. Weight gradients are added to. @return dx [T, D].
 Tensor attention_backward(const ExecContext& ctx, const ModelConfig& config, AttentionWeights& w,
                           const BatchPlan& plan, const Tensor& x, const AttentionActivations& acts,

@@ -7,6 +7,7 @@
 namespace fathom {
 
 class SequenceState;
+struct StateBlock;
 
 /// Routed experts and indexer picks of one sample, addressed by (token position, layer).
 /// Rows are -1 until written.
@@ -22,13 +23,20 @@ struct ReplayRecord {
   const int32_t* pick_row(int64_t position, int64_t indexer_layer) const;
 };
 
+/// A copy of the fixed part of a segment's state, made as the segment passes num_tokens.
+struct Checkpoint {
+  int64_t num_tokens = 0;  // of the sequence; inside the segment, neither its start nor its end
+  StateBlock* block = nullptr;
+};
+
 /// A run of consecutive tokens of one sequence.
 struct Segment {
   int64_t start_pos = 0;  // position of its first token; > 0 needs a state
   int64_t num_tokens = 0;
-  SequenceState* state = nullptr;           // null: nothing cached, nothing kept
-  const ReplayRecord* replay_in = nullptr;  // use these routes instead of choosing
-  ReplayRecord* replay_out = nullptr;       // record the choices made
+  SequenceState* state = nullptr;            // null: nothing cached, nothing kept
+  const ReplayRecord* replay_in = nullptr;   // use these routes instead of choosing
+  ReplayRecord* replay_out = nullptr;        // record the choices made
+  std::vector<Checkpoint> checkpoints = {};  // ascending; need a state
 };
 
 /// Packed: token_ids holds the segments' tokens one after another.

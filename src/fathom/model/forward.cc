@@ -123,6 +123,13 @@ void check_batch(const ModelConfig& config, const Batch& batch) {
                  "batch segment ", s, ": ends at position ", segment.start_pos + segment.num_tokens,
                  ", the model's max_position_embeddings is ", config.max_position_embeddings,
                  "\n  fix: shorten the sequence");
+    int64_t passed = segment.start_pos;
+    for (const Checkpoint& checkpoint : segment.checkpoints) {
+      FATHOM_ASSERT(segment.state != nullptr && checkpoint.num_tokens > passed &&
+                        checkpoint.num_tokens < segment.start_pos + segment.num_tokens,
+                    "segment ", s, ": checkpoint at ", checkpoint.num_tokens);
+      passed = checkpoint.num_tokens;
+    }
     total += segment.num_tokens;
   }
   FATHOM_CHECK(total == batch.num_tokens(), "batch: segments name ", total,
@@ -249,6 +256,16 @@ Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const T
   const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
   if (tape != nullptr) tape->layer_inputs.push_back(in.streams);
   return layer_forward(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
+}
+
+void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+                const std::vector<int32_t>& next_ids) {
+  FATHOM_ASSERT(!w.mtp.empty(), "the model has no MTP block");
+  const ModelConfig& c = w.config;
+  const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
+  const Batch shifted = mtp_batch(batch, next_ids);
+  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  layer_window(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
 }
 
 Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,

@@ -50,6 +50,9 @@ Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
 /// next token. Row t predicts the token after next_ids[t]. States keep the module's own window.
 Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
            const std::vector<int32_t>& next_ids, Tape* tape = nullptr);
+/// Only what mtp() leaves behind in the states: the module's window. Far less work.
+void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+                const std::vector<int32_t>& next_ids);
 /// The module's own hc_head and norm: hidden [R, D], for the shared head.
 Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
                     const std::vector<int64_t>& rows);

@@ -70,6 +70,14 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWe
   return unmix(ctx, shape, middle, f, for_moe);
 }
 
+void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
+                  const Batch& batch, const BatchPlan& plan, const LayerId& id,
+                  const Tensor& streams) {
+  const Mixed for_attention = mix(ctx, hc_shape(c, plan.T), w.hc_attn, streams);
+  attention_window(ctx, c, w.attn, batch, plan, id.state_layer,
+                   normed(ctx, for_attention.y, &w.attn_norm, c.rms_norm_eps));
+}
+
 Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights& w,
                       const Batch& batch, const BatchPlan& plan, const LayerId& id,
                       const Tensor& streams, const Tensor& dstreams) {

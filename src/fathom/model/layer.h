@@ -21,6 +21,11 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& config, const La
                      const Batch& batch, const BatchPlan& plan, const LayerId& id,
                      const Tensor& streams);
 
+/// Only keeps the window rows of a ratio-0 block in the states.
+void layer_window(const ExecContext& ctx, const ModelConfig& config, const LayerWeights& w,
+                  const Batch& batch, const BatchPlan& plan, const LayerId& id,
+                  const Tensor& streams);
+
 /// Recomputes the block from the streams that entered it (stateless batches), then goes backward.
 /// @param dstreams gradient of the block's output. @return gradient of its input.
 Tensor layer_backward(const ExecContext& ctx, const ModelConfig& config, LayerWeights& w,
