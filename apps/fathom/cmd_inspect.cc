@@ -1,9 +1,9 @@
-// What lies at a path: a safetensors file, a model, torch_dist weights, training checkpoints, a run.
-#include "fathom/checkpoint/inspect.h"
-
+// What lies at a path: a safetensors file, a model, torch_dist weights, training checkpoints, a
+// run.
 #include <cstdio>
 
 #include "commands.h"
+#include "fathom/checkpoint/inspect.h"
 
 namespace fathom {
 
