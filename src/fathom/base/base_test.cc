@@ -68,6 +68,16 @@ TEST(FileTest, AtomicWriterLeavesNothingBehindWhenItIsNotFinished) {
   EXPECT_EQ(list_directory(dir).size(), 1u);
 }
 
+TEST(FileTest, RemovesWhatKilledWritersLeftAndNothingElse) {
+  const std::string dir = temp_dir("left");
+  for (const char* name : {"a.jsonl.123.tmp", "a.jsonl", "b.tmp", "b.1x.tmp", "c.123", "..tmp"}) {
+    write_file_atomic(join_path(dir, name), "x");
+  }
+  remove_temporaries(dir);
+  EXPECT_EQ(list_directory(dir),
+            (std::vector<std::string>{"..tmp", "a.jsonl", "b.1x.tmp", "b.tmp", "c.123"}));
+}
+
 TEST(FileTest, DiskFullIsAnErrorThatNamesThePathAndTheMend) {
   try {
     const int full = 1 << 16;

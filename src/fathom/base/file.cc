@@ -22,6 +22,7 @@ namespace {
   std::string fix;
   if (code == ENOSPC) fix = "\n  fix: free space on that disk, then run the same command again";
   if (code == EACCES || code == EROFS) fix = "\n  fix: choose a directory that you may write to";
+  if (code == ENOENT || code == ENOTDIR) fix = "\n  fix: check the path; its directory must exist";
   throw UserError(str_cat(what, " ", path, ": ", std::strerror(code), fix));
 }
 
@@ -116,6 +117,17 @@ std::string parent_path(std::string_view path) {
   while (path.size() > 1 && path.back() == '/') path.remove_suffix(1);
   const std::string parent = fs::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
+}
+
+void remove_temporaries(const std::string& directory) {
+  for (const std::string& name : list_directory(directory)) {
+    if (!name.ends_with(".tmp")) continue;
+    const std::string stem = name.substr(0, name.size() - 4);
+    const size_t dot = stem.rfind('.');
+    const bool is_ours = dot != std::string::npos && dot + 1 < stem.size() &&
+                         stem.find_first_not_of("0123456789", dot + 1) == std::string::npos;
+    if (is_ours) ::unlink(join_path(directory, name).c_str());
+  }
 }
 
 AtomicFileWriter::AtomicFileWriter(std::string path)

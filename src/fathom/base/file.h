@@ -34,6 +34,10 @@ std::string join_path(std::string_view directory, std::string_view name);
 std::string base_name(std::string_view path);    // "a/b/" -> "b"
 std::string parent_path(std::string_view path);  // "a/b" -> "a", "b" -> "."
 
+/// Removes "<name>.<process id>.tmp", what writers of killed processes left in `directory`. The
+/// caller holds a lock that keeps living writers out.
+void remove_temporaries(const std::string& directory);
+
 /// A sequential writer to a new file. Call finish() once everything is written: it flushes, fsyncs
 /// and renames into place. Destroyed before that, it removes what it wrote.
 class AtomicFileWriter {

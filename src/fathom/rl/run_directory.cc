@@ -1,11 +1,10 @@
 #include "fathom/rl/run_directory.h"
 
 #include "fathom/base/error.h"
-#include "fathom/base/log.h"
 
 namespace fathom {
 
-RunDirectory::RunDirectory(const std::string& path, const Json& config) : path_(path) {
+RunDirectory::RunDirectory(const std::string& path) : path_(path) {
   for (const char* folder : {"", "checkpoints", "rollout", "eval"}) {
     make_directories(join_path(path_, folder));
   }
@@ -13,17 +12,14 @@ RunDirectory::RunDirectory(const std::string& path, const Json& config) : path_(
   FATHOM_CHECK(lock_ != nullptr, "run directory ", path_,
                ": another process is running in it\n"
                "  fix: wait for it to end, or choose another --run-id");
-  const std::string config_path = join_path(path_, "config.json");
-  if (file_exists(config_path)) {
-    const Json before = read_json_file(config_path);
-    for (const auto& [key, value] : config.items()) {
-      if (before.contains(key) && before[key] != value) {
-        log_warning("this run was started with ", key, " = ", before[key].dump(), ", now it is ",
-                    value.dump());
-      }
-    }
-  }
-  write_file_atomic(config_path, config.dump(2) + "\n");
+  for (const char* folder : {"", "rollout", "eval"}) remove_temporaries(join_path(path_, folder));
+}
+
+void RunDirectory::save_config(const Json& config) const {
+  const std::string text = config.dump(2) + "\n";
+  const std::string path = join_path(path_, "config.json");
+  if (!file_exists(path)) return write_file_atomic(path, text);
+  if (read_file(path) != text) write_file_atomic(join_path(path_, "config_resumed.json"), text);
 }
 
 void RunDirectory::write_samples(const std::string& folder, const std::string& name,
