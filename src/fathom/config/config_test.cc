@@ -212,8 +212,8 @@ TEST_F(RecipeTest, UnknownDoubledAndMistypedKeysAreErrors) {
   EXPECT_TRUE(has(error_of({"--config", recipe("[]")}), "a recipe is a JSON object"));
   EXPECT_TRUE(has(error_of({"--config", recipe(R"({"config": "x"})")}), "another recipe"));
   // JSON itself: a key that is there twice.
-  EXPECT_THROW(parse({"--config", recipe(R"({"lr": 1, "lr": 2})")}), UserError);
-  EXPECT_THROW(parse({"--config", directory_ + "/none.json"}), UserError);
+  EXPECT_THROW(parse({"--config", recipe(R"({"lr": 1, "lr": 2})")}), ConfigError);
+  EXPECT_THROW(parse({"--config", directory_ + "/none.json"}), ConfigError);
 }
 
 TEST_F(RecipeTest, KeysOfOtherSubcommandsNullAndDescriptionAreLeftOut) {
@@ -313,7 +313,6 @@ TEST(RulesTest, OptionsThatContradictEachOtherAreNamedWithTheirValues) {
       {{"--eps-clip-c", "1"}, "--eps-clip-c must be above 1"},
       {{"--eval-prompt-data", "a", "b", "c"}, "NAME PATH pairs, got 3 values"},
       {{"--save-retain-interval", "30"}, "must be a multiple of --save-interval, which is 20"},
-      {{"--skip-saving", "--save-interval", "5"}, "contradicts --skip-saving"},
       {{"--min-lr", "1"}, "--min-lr 1 must be at most --lr"},
       {{"--rollout-max-prompt-len", "9", "--rollout-max-context-len", "8"}, "must be at most"},
       {{"--model-name", "DeepSeek-V3"}, "--model-name DeepSeek-V3 is none of"},

@@ -186,7 +186,8 @@ Assignments read_environment(const OptionTable& table, const Environment& enviro
   const auto index = [](const OptionTable& from, std::map<std::string, const Option*>* to) {
     for (const Option& row : from.rows()) {
       (*to)[environment_name(row.name)] = &row;
-      if (row.name.starts_with("sglang-")) (*to)[environment_name(row.name.substr(7))] = &row;
+      if (row.name.starts_with("sglang-"))
+        to->emplace(environment_name(row.name.substr(7)), &row);  // an own name comes first
     }
   };
   index(table, &rows);
@@ -219,7 +220,13 @@ Assignments read_environment(const OptionTable& table, const Environment& enviro
 
 Assignments read_recipe(const OptionTable& table, const std::string& path,
                         std::vector<std::string>* problems) {
-  const Json recipe = read_json_file(path);
+  Json recipe;
+  try {
+    recipe = read_json_file(path);
+  } catch (const UserError& e) {
+    problems->push_back(str_cat("--config: ", e.what()));
+    return {};
+  }
   if (!recipe.is_object()) {
     problems->push_back(str_cat(path, ": a recipe is a JSON object of option names and values"));
     return {};
