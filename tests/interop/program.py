@@ -39,8 +39,8 @@ def environment(**extra):
 
 def run(fathom, *args, text="", timeout=300, env=None, cwd=None):
     """One call of the program: CompletedProcess with stdout and stderr as text."""
-    return subprocess.run([fathom, *map(str, args)], input=text, capture_output=True, text=True, check=False,
-                          timeout=timeout, env=env or environment(), cwd=cwd)
+    return subprocess.run([fathom, *map(str, args)], input=text, capture_output=True, encoding="utf-8",
+                          errors="replace", check=False, timeout=timeout, env=env or environment(), cwd=cwd)
 
 
 def run_ok(fathom, *args, **kwargs):
