@@ -10,6 +10,7 @@
 #include "fathom/kernels/compressor/compressor.h"
 #include "fathom/kernels/indexer/indexer.h"
 #include "fathom/kernels/linear/linear.h"
+#include "fathom/kernels/quant/entry_codec.h"
 #include "fathom/kernels/sparse_attention/sparse_attention.h"
 #include "fathom/model/projection.h"
 #include "fathom/model/sequence_state.h"
@@ -106,7 +107,7 @@ CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
 /// @param singles [S] memory for the one-page tables of stateless segments; outlives the result.
 std::vector<KeyPages> entry_pages(const Batch& batch, const RatioPlan& ratio, const Tensor& entries,
                                   int64_t width, int64_t layer, bool for_indexer,
-                                  std::vector<const float*>* singles) {
+                                  std::vector<const void*>* singles) {
   const size_t S = batch.segments.size();
   singles->resize(S);
   std::vector<KeyPages> pages(S);
@@ -117,7 +118,7 @@ std::vector<KeyPages> entry_pages(const Batch& batch, const RatioPlan& ratio, co
     } else {
       (*singles)[s] = entries.f32() + ratio.entry_begin[s] * width;
       const int64_t count = ratio.entry_begin[s + 1] - ratio.entry_begin[s];
-      pages[s] = {&(*singles)[s], count > 0 ? count : 1};
+      pages[s] = {&(*singles)[s], count > 0 ? count : 1, f32_entries(width)};
     }
   }
   return pages;
@@ -125,8 +126,8 @@ std::vector<KeyPages> entry_pages(const Batch& batch, const RatioPlan& ratio, co
 
 /// The normed, rotated KV rows behind each segment's cached window rows; keeps the last W in the
 /// ring.
-Tensor window_rows(const ModelConfig& c, const Batch& batch, const BatchPlan& plan,
-                   const Tensor& kv, int64_t layer) {
+Tensor window_rows(const ExecContext& ctx, const ModelConfig& c, const Batch& batch,
+                   const BatchPlan& plan, const Tensor& kv, int64_t layer) {
   const int64_t hd = c.head_dim, W = c.sliding_window;
   const size_t row_bytes = static_cast<size_t>(hd) * sizeof(float);
   bool any_state = false;
@@ -139,14 +140,16 @@ Tensor window_rows(const ModelConfig& c, const Batch& batch, const BatchPlan& pl
     float* out = rows.f32() + plan.window_row[i] * hd;
     const float* fresh = kv.f32() + plan.row_begin[i] * hd;
     if (segment.state != nullptr) {
-      float* ring = segment.state->layer(layer).window.data();
+      const EntryFormat& row = segment.state->layout().window_row;
+      uint8_t* ring = segment.state->layer(layer).window.data();
       for (int64_t j = 0; j < plan.num_cached[i]; ++j) {
         const int64_t position = segment.start_pos - plan.num_cached[i] + j;
-        std::memcpy(out + j * hd, ring + position % W * hd, row_bytes);
+        decode_entries(ctx, row, ring + position % W * row.num_bytes, 1, out + j * hd);
       }
-      const auto keep_last = [&](float* into, int64_t num_fresh) {
+      const auto keep_last = [&](uint8_t* into, int64_t num_fresh) {
         for (int64_t j = std::max<int64_t>(0, num_fresh - W); j < num_fresh; ++j) {
-          std::memcpy(into + (segment.start_pos + j) % W * hd, fresh + j * hd, row_bytes);
+          uint8_t* at = into + (segment.start_pos + j) % W * row.num_bytes;
+          encode_entries(row, fresh + j * hd, 1, at);
         }
       };
       for (const Checkpoint& checkpoint : segment.checkpoints) {
@@ -176,7 +179,7 @@ void pick_entries(const ExecContext& ctx, const ModelConfig& c, const IndexerWei
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(di)) /
                                          std::sqrt(static_cast<double>(Hi)));
   for (int64_t i = 0; i < weights.numel(); ++i) weights.f32()[i] *= scale;
-  std::vector<const float*> singles;
+  std::vector<const void*> singles;
   const std::vector<KeyPages> pages =
       entry_pages(batch, ratio, keys.entries, di, layer, /*for_indexer=*/true, &singles);
   acts->picks.assign(static_cast<size_t>(T * K), -1);
@@ -230,7 +233,7 @@ Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const Attention
   Tensor kv = normed(ctx, *kv_raw, &w.kv_norm, c.rms_norm_eps);
   rotate(ctx, plan.rope(w.ratio), kv.f32(), plan.T, 1, c.head_dim, c.qk_rope_head_dim,
          /*inverse=*/false);
-  return window_rows(c, batch, plan, kv, layer);
+  return window_rows(ctx, c, batch, plan, kv, layer);
 }
 
 }  // namespace

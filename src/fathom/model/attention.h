@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "fathom/base/exec_context.h"
-#include "fathom/kernels/sparse_attention/sparse_attention.h"  // KeyPages
+#include "fathom/kernels/quant/entry_format.h"  // KeyPages
 #include "fathom/model/batch.h"
 #include "fathom/model/batch_plan.h"
 #include "fathom/model/weights.h"
@@ -31,10 +31,10 @@ struct AttentionActivations {
   Tensor o_rotated;  // [T, H, hd]
   Tensor z;          // [T, G * Ro]
   CompressorActivations compressor;
-  std::vector<int32_t> picks;              // [T, index_topk] of ratio-4 layers
-  std::vector<int32_t> num_picks;          // [T]
-  std::vector<const float*> single_pages;  // where stateless segments keep their entries
-  std::vector<KeyPages> pages;             // [S]
+  std::vector<int32_t> picks;             // [T, index_topk] of ratio-4 layers
+  std::vector<int32_t> num_picks;         // [T]
+  std::vector<const void*> single_pages;  // where stateless segments keep their entries
+  std::vector<KeyPages> pages;            // [S]
 };
 
 /// @param layer index of the layer's state (L + i for MTP module i)

@@ -6,6 +6,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/compressor/compressor.h"
+#include "fathom/kernels/quant/entry_codec.h"
 
 namespace fathom {
 namespace {
@@ -20,17 +21,23 @@ std::span<float> floats(const Piece& piece, int64_t offset, int64_t count) {
 
 }  // namespace
 
-StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool with_mtp)
-    : page_size(tokens_per_page), window_rows(c.sliding_window), window_width(c.head_dim) {
+StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool with_mtp,
+                         Precision mode)
+    : precision(mode),
+      page_size(tokens_per_page),
+      window_rows(c.sliding_window),
+      window_row(cache_formats(c, mode).latent) {
+  const CacheFormats formats = cache_formats(c, mode);
   int64_t accumulator_bytes = 0;
   const auto take_floats = [&](int64_t count) {
     return std::exchange(accumulator_bytes, accumulator_bytes + count * kFloatBytes);
   };
   // Histories of the same ratio and use share their pages.
-  const auto join_history = [&](int64_t ratio, int64_t width, int64_t index) {
+  const auto join_history = [&](int64_t ratio, const EntryFormat& format, int64_t index) {
     if (index < 0) {
       index = static_cast<int64_t>(histories.size());
-      histories.push_back({.ratio = ratio, .width = width, .entries_per_page = page_size / ratio});
+      histories.push_back(
+          {.ratio = ratio, .format = format, .entries_per_page = page_size / ratio});
     }
     ++histories[static_cast<size_t>(index)].num_layers;
     return index;
@@ -41,7 +48,7 @@ StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool wit
   for (int64_t i = 0; i < num_layers; ++i) {
     const int64_t ratio = i < c.num_hidden_layers ? c.ratio(i) : 0;
     Layer layer;
-    layer.window = i * window_rows * window_width * kFloatBytes;
+    layer.window = i * window_rows * window_row.num_bytes;
     if (ratio > 0) {
       FATHOM_CHECK(page_size >= ratio && page_size % ratio == 0, "page size ", page_size,
                    " is not a multiple of the compress ratio ", ratio, " of layer ", i,
@@ -52,13 +59,13 @@ StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool wit
       auto known = std::find_if(entry_history.begin(), entry_history.end(),
                                 [&](const auto& e) { return e.first == ratio; });
       layer.entries =
-          join_history(ratio, c.head_dim, known == entry_history.end() ? -1 : known->second);
+          join_history(ratio, formats.latent, known == entry_history.end() ? -1 : known->second);
       if (known == entry_history.end()) entry_history.emplace_back(ratio, layer.entries);
       layer.entry_slot = histories[static_cast<size_t>(layer.entries)].num_layers - 1;
       if (ratio == 4) {
         layer.indexer_compressor_size = compressor_state_size(coff, c.index_head_dim);
         layer.indexer_compressor = take_floats(layer.indexer_compressor_size);
-        key_history = join_history(ratio, c.index_head_dim, key_history);
+        key_history = join_history(ratio, formats.indexer_key, key_history);
         layer.indexer_keys = key_history;
         layer.key_slot = histories[static_cast<size_t>(key_history)].num_layers - 1;
       }
@@ -69,7 +76,7 @@ StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool wit
     streams_size = c.hc_mult * c.hidden_size;
     streams = take_floats(streams_size);
   }
-  kinds.push_back({"window", num_layers * window_rows * window_width * kFloatBytes});
+  kinds.push_back({"window", num_layers * window_rows * window_row.num_bytes});
   kinds.push_back({"accumulators", accumulator_bytes});
   for (size_t h = 0; h < histories.size(); ++h) {
     History& history = histories[h];
@@ -97,12 +104,13 @@ int64_t StateLayout::history_bytes(int64_t num_tokens) const {
 }
 
 StateSpace::StateSpace(const ModelConfig& config, int64_t page_size, bool with_mtp,
-                       int64_t budget_bytes)
-    : layout(config, page_size, with_mtp), pools(layout.kinds, budget_bytes) {}
+                       int64_t budget_bytes, Precision precision)
+    : layout(config, page_size, with_mtp, precision), pools(layout.kinds, budget_bytes) {}
 
 LayerState StateBlock::layer(const StateLayout& layout, int64_t i) const {
   const StateLayout::Layer& l = layout.layers[static_cast<size_t>(i)];
-  return {floats(window, l.window, layout.window_rows * layout.window_width),
+  return {{window.get() + l.window,
+           static_cast<size_t>(layout.window_rows * layout.window_row.num_bytes)},
           floats(accumulators, l.compressor, l.compressor_size),
           floats(accumulators, l.indexer_compressor, l.indexer_compressor_size)};
 }
@@ -135,10 +143,10 @@ StateBlock make_state_block(StateSpace& space) {
     if (l.entries < 0) continue;
     const StateLayout::History& entries = layout.histories[static_cast<size_t>(l.entries)];
     const int64_t coff = compressor_coff(entries.ratio);
-    compressor_state_clear(layer.compressor.data(), coff, entries.width);
+    compressor_state_clear(layer.compressor.data(), coff, entries.format.width);
     if (l.indexer_keys < 0) continue;
     compressor_state_clear(layer.indexer_compressor.data(), coff,
-                           layout.histories[static_cast<size_t>(l.indexer_keys)].width);
+                           layout.histories[static_cast<size_t>(l.indexer_keys)].format.width);
   }
   return block;
 }
@@ -157,13 +165,13 @@ SequenceState::SequenceState(std::shared_ptr<StateSpace> space) : space_(std::mo
   for (const StateLayout::History& h : layout().histories) {
     const size_t n = static_cast<size_t>(h.num_layers);
     histories_.push_back(
-        {{}, std::vector<int64_t>(n, 0), std::vector<std::vector<const float*>>(n)});
+        {{}, std::vector<int64_t>(n, 0), std::vector<std::vector<const void*>>(n)});
   }
 }
 
-SequenceState::SequenceState(const ModelConfig& config, int64_t page_size)
+SequenceState::SequenceState(const ModelConfig& config, int64_t page_size, Precision precision)
     : SequenceState(std::make_shared<StateSpace>(config, page_size, /*with_mtp=*/true,
-                                                 /*budget_bytes=*/0)) {
+                                                 /*budget_bytes=*/0, precision)) {
   block_ = make_state_block(*space_);
 }
 
@@ -298,8 +306,7 @@ void SequenceState::set_page(size_t h, size_t page, Piece piece) {
     for (auto& table : history.tables) table.push_back(nullptr);
   }
   for (size_t slot = 0; slot < history.tables.size(); ++slot) {
-    history.tables[slot][page] =
-        reinterpret_cast<const float*>(piece.get() + static_cast<int64_t>(slot) * layer_bytes);
+    history.tables[slot][page] = piece.get() + static_cast<int64_t>(slot) * layer_bytes;
   }
   history.pages[page] = std::move(piece);
 }
@@ -314,9 +321,8 @@ void SequenceState::append(int64_t h, int64_t slot, const float* entries, int64_
     const int64_t used = size % l.entries_per_page;
     const int64_t n = std::min(count, l.entries_per_page - used);
     uint8_t* page = history.pages[static_cast<size_t>(size / l.entries_per_page)].get();
-    std::memcpy(page + slot * l.layer_bytes() + used * l.width * kFloatBytes, entries,
-                static_cast<size_t>(n * l.width * kFloatBytes));
-    entries += n * l.width;
+    encode_entries(l.format, entries, n, page + slot * l.layer_bytes() + used * l.format.num_bytes);
+    entries += n * l.format.width;
     count -= n;
     size += n;
   }
@@ -324,7 +330,8 @@ void SequenceState::append(int64_t h, int64_t slot, const float* entries, int64_
 
 KeyPages SequenceState::pages_of(int64_t h, int64_t slot) const {
   return {histories_[static_cast<size_t>(h)].tables[static_cast<size_t>(slot)].data(),
-          layout().histories[static_cast<size_t>(h)].entries_per_page};
+          layout().histories[static_cast<size_t>(h)].entries_per_page,
+          layout().histories[static_cast<size_t>(h)].format};
 }
 
 }  // namespace fathom

@@ -15,7 +15,7 @@
 #include <span>
 #include <vector>
 
-#include "fathom/kernels/sparse_attention/sparse_attention.h"  // KeyPages
+#include "fathom/model/cache_formats.h"
 #include "fathom/model/config.h"
 #include "fathom/model/state_pool.h"
 
@@ -31,25 +31,28 @@ struct StateLayout {
     int64_t entry_slot = 0, key_slot = 0;     // which of the history's layers this is
   };
   struct History {
-    int64_t ratio = 0, width = 0;  // floats of an entry
+    int64_t ratio = 0;
+    EntryFormat format;
     int64_t num_layers = 0;
     int64_t entries_per_page = 0;
     size_t kind = 0;
-    int64_t layer_bytes() const {
-      return entries_per_page * width * static_cast<int64_t>(sizeof(float));
-    }
+    int64_t layer_bytes() const { return entries_per_page * format.num_bytes; }
   };
   static constexpr size_t kWindow = 0, kAccumulators = 1;
 
   /// @param page_size tokens a page covers; a multiple of every ratio > 0 of the model.
   /// @param with_mtp also for the MTP modules, and for the last token's streams
+  /// @param precision that of the weights that will fill the states
   /// Errors: UserError when the page size does not fit.
-  StateLayout(const ModelConfig& config, int64_t page_size, bool with_mtp);
+  StateLayout(const ModelConfig& config, int64_t page_size, bool with_mtp,
+              Precision precision = Precision::kFp32);
 
+  Precision precision;
   int64_t page_size = 0;
-  int64_t window_rows = 0, window_width = 0;  // of one ring
-  int64_t streams = 0, streams_size = 0;      // in the accumulators; floats, 0: not kept
-  std::vector<Layer> layers;                  // L + i is MTP module i
+  int64_t window_rows = 0;  // of one ring
+  EntryFormat window_row;
+  int64_t streams = 0, streams_size = 0;  // in the accumulators; floats, 0: not kept
+  std::vector<Layer> layers;              // L + i is MTP module i
   std::vector<History> histories;
   std::vector<PieceKind> kinds;
   size_t replay_kind = 0;
@@ -64,14 +67,15 @@ struct StateLayout {
 
 /// A layout and the memory for it; what all states of an engine share.
 struct StateSpace {
-  StateSpace(const ModelConfig& config, int64_t page_size, bool with_mtp, int64_t budget_bytes);
+  StateSpace(const ModelConfig& config, int64_t page_size, bool with_mtp, int64_t budget_bytes,
+             Precision precision = Precision::kFp32);
   StateLayout layout;
   StatePools pools;
 };
 
 /// State of one layer. For the model's forward.
 struct LayerState {
-  std::span<float> window;              // [W, hd] ring, row = position mod W
+  std::span<uint8_t> window;            // [W] rows of layout.window_row, row = position mod W
   std::span<float> compressor;          // kernels/compressor streaming state, empty for ratio 0
   std::span<float> indexer_compressor;  // ratio 4
 };
@@ -96,7 +100,8 @@ using HistoryPage = std::vector<Piece>;
 class SequenceState {
  public:
   /// Before the first token, with memory of its own that is not limited.
-  SequenceState(const ModelConfig& config, int64_t page_size);
+  SequenceState(const ModelConfig& config, int64_t page_size,
+                Precision precision = Precision::kFp32);
   /// A fork. Errors: InternalError when there is no memory; see fork().
   SequenceState(const SequenceState& other);
   SequenceState(SequenceState&&) = default;
@@ -139,8 +144,8 @@ class SequenceState {
  private:
   struct History {
     std::vector<Piece> pages;
-    std::vector<int64_t> sizes;                     // entries of each layer
-    std::vector<std::vector<const float*>> tables;  // of each layer, one pointer a page
+    std::vector<int64_t> sizes;                    // entries of each layer
+    std::vector<std::vector<const void*>> tables;  // of each layer, one pointer a page
   };
   explicit SequenceState(std::shared_ptr<StateSpace> space);
   bool make_room(size_t history, int64_t first_entry, int64_t end_entry);

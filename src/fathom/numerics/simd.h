@@ -36,6 +36,13 @@ struct M16 {
 };
 
 inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+/// 16 bytes, or 16 halves, each widened to a lane.
+inline I16 load_bytes(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline I16 load_halves(const void* p) {
+  return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
 inline void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
 inline F16 set1(float a) { return {_mm512_set1_ps(a)}; }
 inline F16 zero() { return {_mm512_setzero_ps()}; }
@@ -114,6 +121,15 @@ struct M16 {
 };
 
 inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline I16 load_bytes(const uint8_t* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(codes), _mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8))};
+}
+inline I16 load_halves(const void* p) {
+  const __m128i* halves = static_cast<const __m128i*>(p);
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128(halves)),
+          _mm256_cvtepu16_epi32(_mm_loadu_si128(halves + 1))};
+}
 inline void store(float* p, F16 a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);

@@ -36,7 +36,7 @@ class HistoryHashModel : public StepModel {
     std::vector<uint64_t> hash_of_row;
     for (const Segment& segment : batch.segments) {
       EXPECT_EQ(segment.state->num_tokens(), segment.start_pos);
-      float& kept = segment.state->layer(0).window[0];
+      float& kept = *reinterpret_cast<float*>(segment.state->layer(0).window.data());
       for (int64_t i = 0; i < segment.num_tokens; ++i) {
         const int32_t id = batch.token_ids[hash_of_row.size()];
         // 24 bits are exact in a float.

@@ -91,6 +91,7 @@ void indexer_topk(const ExecContext& ctx, const IndexerTopk& p) {
     int64_t query, first_score;
   };
   std::vector<Scored> scored;
+  bool is_encoded = false;
   for (int64_t first = 0, last; first < p.T; first = last) {
     // The next group: at least one query, then as many as fit.
     scored.clear();
@@ -98,6 +99,10 @@ void indexer_topk(const ExecContext& ctx, const IndexerTopk& p) {
     for (last = first; last < p.T; ++last) {
       const int64_t visible = p.num_visible[last];
       FATHOM_ASSERT(visible >= 0, "query ", last, " sees ", visible, " entries");
+      const EntryFormat& format = p.segment_pages[p.segment_of[last]].format;
+      FATHOM_ASSERT(visible == 0 || format.width == p.di, "keys of width ", format.width,
+                    ", di = ", p.di);
+      is_encoded = is_encoded || format.kind != EntryKind::kF32;
       if (visible <= p.topk) {
         take_all(p, last, visible);
         continue;
@@ -117,14 +122,16 @@ void indexer_topk(const ExecContext& ctx, const IndexerTopk& p) {
     }
     const int64_t work = kIndexerEntryBlock * p.Hi * p.di;
     const int64_t grain = std::max<int64_t>(1, (1 << 17) / work);
-    ctx.threads->parallel_for(static_cast<int64_t>(blocks.size()), grain,
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i) {
-                                  const ScoreBlock& b = blocks[static_cast<size_t>(i)];
-                                  FATHOM_CPU_DISPATCH(ctx, indexer_score_entries, p, b.query,
-                                                      b.entry_begin, b.entry_end, b.scores);
-                                }
-                              });
+    ctx.threads->parallel_for(
+        static_cast<int64_t>(blocks.size()), grain, [&](int64_t begin, int64_t end) {
+          std::vector<float> decoded(
+              static_cast<size_t>(is_encoded ? kIndexerEntryBlock * p.di : 0));
+          for (int64_t i = begin; i < end; ++i) {
+            const ScoreBlock& b = blocks[static_cast<size_t>(i)];
+            FATHOM_CPU_DISPATCH(ctx, indexer_score_entries, p, b.query, b.entry_begin, b.entry_end,
+                                decoded.data(), b.scores);
+          }
+        });
     ctx.threads->parallel_for(
         static_cast<int64_t>(scored.size()), 16, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {

@@ -15,7 +15,7 @@ namespace fathom {
 struct IndexerTopk {
   const float* q;                 // [T, Hi, di]
   const float* weights;           // [T, Hi], scaled
-  const KeyPages* segment_pages;  // [num_segments], width di
+  const KeyPages* segment_pages;  // [num_segments], entries of width di
   const int32_t* segment_of;      // [T]
   const int32_t* num_visible;     // [T] entries 0 .. num_visible−1 may be picked
   int64_t T, Hi, di, topk;

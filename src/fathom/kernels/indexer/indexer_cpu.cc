@@ -1,18 +1,21 @@
 #include "fathom/kernels/indexer/indexer_cpu.h"
 
+#include "fathom/kernels/quant/entry_decode.h"
 #include "fathom/kernels/sparse_attention/dots.h"
 
 namespace fathom {
 namespace FATHOM_ISA {
 
 void indexer_score_entries(const IndexerTopk& p, int64_t t, int64_t begin, int64_t end,
-                           float* scores) {
+                           float* decoded, float* scores) {
   const int64_t count = end - begin;
   const KeyPages& pages = p.segment_pages[p.segment_of[t]];
   const float* keys[kIndexerEntryBlock];
   int64_t page = begin / pages.entries_per_page, in_page = begin % pages.entries_per_page;
   for (int64_t i = 0; i < count; ++i) {
-    keys[i] = pages.pages[page] + in_page * p.di;
+    const void* entry =
+        static_cast<const uint8_t*>(pages.pages[page]) + in_page * pages.format.num_bytes;
+    keys[i] = read_entry(pages.format, entry, decoded + i * p.di);
     if (++in_page == pages.entries_per_page) ++page, in_page = 0;
   }
   alignas(64) float products[kIndexerEntryBlock];

@@ -5,6 +5,7 @@
 #include "fathom/base/error.h"
 #include "fathom/kernels/indexer/indexer_ref.h"
 #include "fathom/kernels/kernel_test.h"
+#include "fathom/kernels/quant/entry_codec.h"
 
 namespace fathom {
 namespace {
@@ -51,7 +52,7 @@ struct Problem {
   int64_t T, Hi, di, topk;
   std::vector<float> q, weights;
   std::vector<std::vector<float>> page_memory;
-  std::vector<std::vector<const float*>> tables;
+  std::vector<std::vector<const void*>> tables;
   std::vector<KeyPages> pages;
   std::vector<std::vector<float>> keys;  // of each segment
   std::vector<int32_t> segment_of, num_visible;
@@ -70,7 +71,7 @@ struct Problem {
         tables.back().push_back(page_memory.back().data());
       }
     }
-    for (const auto& table : tables) pages.push_back({table.data(), 5});
+    for (const auto& table : tables) pages.push_back({table.data(), 5, f32_entries(di)});
     for (const auto& [segment, visible] : queries) {
       segment_of.push_back(segment), num_visible.push_back(visible);
     }
@@ -165,6 +166,37 @@ TEST(IndexerTest, PicksAreThoseOfTheFp64ScoresUpToRounding) {
   }
 }
 
+TEST(IndexerTest, StoredKeysGiveThePicksOfTheirFloats) {
+  for (Problem& p : problems()) {
+    for (const EntryFormat& f : {bf16_entries(p.di), fp8_entries(p.di, p.di, 16)}) {
+      for_each_context([&](const ExecContext& ctx, const std::string& name) {
+        std::vector<std::vector<uint8_t>> stored;
+        std::vector<std::vector<const void*>> tables;
+        std::vector<KeyPages> stored_pages;
+        size_t page = 0;
+        for (const auto& table : p.tables) {
+          tables.emplace_back();
+          for (size_t i = 0; i < table.size(); ++i) {
+            std::vector<float>& rows = p.page_memory[page++];
+            const int64_t count = static_cast<int64_t>(rows.size()) / p.di;
+            stored.emplace_back(static_cast<size_t>(count * f.num_bytes));
+            encode_entries(f, rows.data(), count, stored.back().data());
+            decode_entries(ctx, f, stored.back().data(), count, rows.data());
+            tables.back().push_back(stored.back().data());
+          }
+        }
+        for (const auto& table : tables) stored_pages.push_back({table.data(), 5, f});
+        std::vector<int32_t> picks, num_picks, want, want_num;
+        indexer_topk(ctx, p.params(&want, &want_num));
+        IndexerTopk params = p.params(&picks, &num_picks);
+        params.segment_pages = stored_pages.data();
+        indexer_topk(ctx, params);
+        expect_same_bits(picks, want, name);
+      });
+    }
+  }
+}
+
 TEST(IndexerTest, EqualScoresPickTheLowestIndices) {
   // Keys that every head's query points away from: all products negative, all scores zero. Then one
   // entry with a negative score among them, which ranks below the zeros.
@@ -173,8 +205,8 @@ TEST(IndexerTest, EqualScoresPickTheLowestIndices) {
   p.weights = {1.0f, -2.0f};
   std::vector<float> keys(12 * 16, -1.0f);
   for (int64_t d = 0; d < 16; ++d) keys[static_cast<size_t>(16 + d)] = 1.0f;
-  const float* page = keys.data();
-  p.pages = {{&page, 12}};
+  const void* page = keys.data();
+  p.pages = {{&page, 12, f32_entries(16)}};
   for_each_context([&](const ExecContext& ctx, const std::string& name) {
     std::vector<int32_t> picks, num_picks;
     indexer_topk(ctx, p.params(&picks, &num_picks));

@@ -17,6 +17,7 @@ constexpr int64_t kBlockFloats = 1 << 22;
 
 struct KeyCounts {
   int64_t max_window = 0, max_keys = 0, total = 0;
+  int64_t max_decoded = 0;  // entries of one query that are not floats in memory
 };
 
 KeyCounts count_keys(const SparseAttentionFwd& p) {
@@ -29,6 +30,11 @@ KeyCounts count_keys(const SparseAttentionFwd& p) {
     counts.max_window = std::max(counts.max_window, window);
     counts.max_keys = std::max(counts.max_keys, window + num_picks);
     counts.total += window + num_picks;
+    if (num_picks == 0) continue;
+    const EntryFormat& format = p.segment_pages[p.segment_of[t]].format;
+    FATHOM_ASSERT(format.width == p.hd, "entries of width ", format.width, ", hd = ", p.hd);
+    if (format.kind != EntryKind::kF32)
+      counts.max_decoded = std::max(counts.max_decoded, num_picks);
   }
   return counts;
 }
@@ -91,8 +97,9 @@ void sparse_attention_fwd(const ExecContext& ctx, const SparseAttentionFwd& p) {
   ctx.threads->parallel_for(p.T * p.H, grain, [&](int64_t begin, int64_t end) {
     std::vector<const float*> keys(static_cast<size_t>(counts.max_keys));
     std::vector<float> scratch(static_cast<size_t>(num_scratch));
-    FATHOM_CPU_DISPATCH(ctx, sparse_attention_fwd_items, p, keys.data(), scratch.data(), begin,
-                        end);
+    std::vector<float> decoded(static_cast<size_t>(counts.max_decoded * p.hd));
+    FATHOM_CPU_DISPATCH(ctx, sparse_attention_fwd_items, p, keys.data(), decoded.data(),
+                        scratch.data(), begin, end);
   });
 }
 
@@ -102,6 +109,7 @@ void sparse_attention_bwd(const ExecContext& ctx, const SparseAttentionBwd& b) {
   FATHOM_ASSERT(p.T <= std::numeric_limits<int32_t>::max(), "T = ", p.T);
   if (p.T == 0) return;
   const KeyCounts counts = count_keys(p);
+  FATHOM_ASSERT(counts.max_decoded == 0, "the backward pass reads entries as floats");
   const int64_t num_keys = b.num_window_rows + b.entry_begin[b.num_segments];
   const int64_t block_pairs = std::max(counts.max_keys, kBlockFloats / (2 * p.H));
 

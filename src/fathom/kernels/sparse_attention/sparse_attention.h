@@ -14,15 +14,9 @@
 #include <cstdint>
 
 #include "fathom/base/exec_context.h"
+#include "fathom/kernels/quant/entry_format.h"  // KeyPages
 
 namespace fathom {
-
-/// Where the compressed entries of one segment live: entry e is at
-/// pages[e / entries_per_page] + (e % entries_per_page) · width.
-struct KeyPages {
-  const float* const* pages = nullptr;
-  int64_t entries_per_page = 1;
-};
 
 constexpr int64_t kAttentionChunkKeys = 512;
 
@@ -31,7 +25,7 @@ struct SparseAttentionFwd {
   const float* window_kv;  // rows of hd floats: every segment's earlier rows, then its new rows
   const int64_t* window_begin;    // [T] first window row of the query
   const int32_t* window_count;    // [T] number of window rows, ascending positions, >= 1
-  const KeyPages* segment_pages;  // [num_segments] compressed entries
+  const KeyPages* segment_pages;  // [num_segments] compressed entries; backward: kF32 only
   const int32_t* segment_of;      // [T] which segment a query belongs to
   const int32_t* picks;           // [T, picks_stride] ascending entry indices, or null: entries
                                   // 0 .. num_picks[t]−1

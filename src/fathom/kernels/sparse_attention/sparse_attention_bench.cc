@@ -18,7 +18,7 @@ struct Inputs {
   std::vector<float> q, window, entries, sink, o, lse, dout, dq, dwindow, dentries, dsink;
   std::vector<int64_t> window_begin, entry_begin;
   std::vector<int32_t> window_count, segment_of, num_picks, picks;
-  const float* page;
+  const void* page;
   KeyPages pages;
   SparseAttentionBwd params;
   double pairs = 0;
@@ -37,7 +37,7 @@ struct Inputs {
     o = dq = q;
     window = dwindow = filled(num_rows * hd, 1), entries = dentries = filled(num_entries * hd, 1);
     sink = dsink = filled(H, 1), lse = filled(T * H, 1);
-    page = entries.data(), pages = {&page, num_entries};
+    page = entries.data(), pages = {&page, num_entries, f32_entries(hd)};
     for (int64_t t = 0; t < T; ++t) {
       const int64_t count = decode ? W : std::min(t + 1, W);
       window_begin.push_back(decode ? t * W : t + 1 - count);

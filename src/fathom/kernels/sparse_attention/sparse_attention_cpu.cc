@@ -1,5 +1,6 @@
 #include "fathom/kernels/sparse_attention/sparse_attention_cpu.h"
 
+#include "fathom/kernels/quant/entry_decode.h"
 #include "fathom/kernels/sparse_attention/dots.h"
 #include "fathom/numerics/vec_math.h"
 
@@ -7,8 +8,8 @@ namespace fathom {
 namespace FATHOM_ISA {
 namespace {
 
-/// Addresses of a query's keys in key list order; returns how many.
-int64_t list_keys(const SparseAttentionFwd& p, int64_t t, const float** keys) {
+/// Addresses of a query's keys in key list order, stored entries decoded; returns how many.
+int64_t list_keys(const SparseAttentionFwd& p, int64_t t, const float** keys, float* decoded) {
   int64_t count = 0;
   const float* window = p.window_kv + p.window_begin[t] * p.hd;
   for (; count < p.window_count[t]; ++count) keys[count] = window + count * p.hd;
@@ -18,8 +19,7 @@ int64_t list_keys(const SparseAttentionFwd& p, int64_t t, const float** keys) {
   const int32_t* picks = p.picks != nullptr ? p.picks + t * p.picks_stride : nullptr;
   for (int64_t j = 0; j < num_picks; ++j) {
     const int64_t entry = picks != nullptr ? picks[j] : j;
-    keys[count++] =
-        pages.pages[entry / pages.entries_per_page] + entry % pages.entries_per_page * p.hd;
+    keys[count++] = read_entry(pages.format, entry_at(pages, entry), decoded + j * p.hd);
   }
   return count;
 }
@@ -90,15 +90,15 @@ inline Softmax attend_chunk(const float* q, const float* const* keys, int64_t co
 
 }  // namespace
 
-void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys, float* scratch,
-                                int64_t begin, int64_t end) {
+void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys, float* decoded,
+                                float* scratch, int64_t begin, int64_t end) {
   float* a = scratch;
   float* chunk_a = a + p.hd;
   float* s = chunk_a + p.hd;
   int64_t listed = -1, count = 0;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t t = item / p.H, h = item % p.H;
-    if (t != listed) count = list_keys(p, t, keys), listed = t;
+    if (t != listed) count = list_keys(p, t, keys, decoded), listed = t;
     const float* q = p.q + item * p.hd;
     int64_t next = p.window_count[t];
     Softmax total = attend_chunk(q, keys, next, p.hd, p.scale, s, a);
@@ -134,7 +134,7 @@ void sparse_attention_bwd_queries(const SparseAttentionBwd& b, const AttentionBl
   const SparseAttentionFwd& p = b.fwd;
   const F16 scale = set1(p.scale);
   for (int64_t t = begin; t < end; ++t) {
-    const int64_t count = list_keys(p, t, keys);
+    const int64_t count = list_keys(p, t, keys, nullptr);
     const int64_t first = block.pair_begin[t - block.query_begin] * p.H;
     for (int64_t h = 0; h < p.H; ++h) {
       const int64_t item = t * p.H + h;

@@ -28,9 +28,10 @@ struct PairsOfKeys {
 #define FATHOM_DECLARE_SPARSE_ATTENTION(isa)                                                       \
   namespace isa {                                                                                  \
   /* Outputs of (query, head) items [begin, end), item = t * H + h. keys: room for every key of    \
-     one query; scratch: max(window_count, kAttentionChunkKeys) + 2 * hd floats. */                \
-  void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys, float* scratch, \
-                                  int64_t begin, int64_t end);                                     \
+     one query; decoded: [entries of one query that are not kF32, hd]; scratch: max(window_count,  \
+     kAttentionChunkKeys) + 2 * hd floats. */                                                      \
+  void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys, float* decoded, \
+                                  float* scratch, int64_t begin, int64_t end);                     \
   /* dq, delta, P and dS of queries [begin, end) of the block. keys as above. */                   \
   void sparse_attention_bwd_queries(const SparseAttentionBwd& p, const AttentionBlock& block,      \
                                     const float** keys, int64_t begin, int64_t end);               \

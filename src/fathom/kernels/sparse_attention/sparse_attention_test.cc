@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "fathom/kernels/kernel_test.h"
+#include "fathom/kernels/quant/entry_codec.h"
 #include "fathom/kernels/sparse_attention/sparse_attention_ref.h"
 #include "fathom/numerics/scalar_math.h"
 
@@ -73,7 +74,7 @@ struct Problem {
         page_tables.back().push_back(page_memory.back().data());
       }
     }
-    for (const auto& table : page_tables) pages.push_back({table.data(), 3});
+    for (const auto& table : page_tables) pages.push_back({table.data(), 3, f32_entries(hd)});
   }
 
   int64_t T = 0, H, hd, topk;
@@ -82,7 +83,7 @@ struct Problem {
   std::vector<int32_t> window_count, segment_of, num_picks, picks;
   std::vector<float> q, window, entries, sink, dout;
   std::vector<std::vector<float>> page_memory;
-  std::vector<std::vector<const float*>> page_tables;
+  std::vector<std::vector<const void*>> page_tables;
   std::vector<KeyPages> pages;
   std::vector<std::vector<int64_t>> seen;  // keys of the reference: window rows, then entries
 
@@ -408,6 +409,41 @@ TEST(SparseAttentionTest, EveryBitFollowsTheDocumentedOrder) {
     expect_same_bits(got, dkeys, name + " dkeys");
     expect_same_bits(r.dsink, want.dsink, name + " dsink");
   });
+}
+
+TEST(SparseAttentionTest, StoredEntriesGiveTheBitsOfTheirFloats) {
+  for (const Case& c : cases()) {
+    if (c.ratio == 0) continue;
+    for (const EntryFormat& f : {bf16_entries(c.hd), fp8_entries(c.hd, c.hd - c.hd / 3, 16)}) {
+      for_each_context([&](const ExecContext& ctx, const std::string& name) {
+        Problem p(c);
+        std::vector<std::vector<uint8_t>> stored;
+        std::vector<std::vector<const void*>> tables;
+        std::vector<KeyPages> stored_pages;
+        size_t page = 0;
+        for (const auto& table : p.page_tables) {
+          tables.emplace_back();
+          for (size_t i = 0; i < table.size(); ++i) {
+            std::vector<float>& rows = p.page_memory[page++];
+            const int64_t count = static_cast<int64_t>(rows.size()) / c.hd;
+            stored.emplace_back(static_cast<size_t>(count * f.num_bytes));
+            encode_entries(f, rows.data(), count, stored.back().data());
+            decode_entries(ctx, f, stored.back().data(), count, rows.data());
+            tables.back().push_back(stored.back().data());
+          }
+        }
+        for (const auto& table : tables) stored_pages.push_back({table.data(), 3, f});
+        std::vector<float> o(p.q.size()), lse(static_cast<size_t>(p.T * p.H)), want_o = o,
+                                                                               want_lse = lse;
+        sparse_attention_fwd(ctx, p.params(&want_o, &want_lse));
+        SparseAttentionFwd fwd = p.params(&o, &lse);
+        fwd.segment_pages = stored_pages.data();
+        sparse_attention_fwd(ctx, fwd);
+        expect_same_bits(o, want_o, name);
+        expect_same_bits(lse, want_lse, name);
+      });
+    }
+  }
 }
 
 TEST(SparseAttentionTest, GoldenScalarValues) {
