@@ -30,7 +30,8 @@ int run_eval(const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   if (!o.launch.hf_checkpoint)
     throw ConfigError("eval: --hf-checkpoint is needed: a model directory");
-  const std::vector<std::string>& sets = o.eval.eval_prompt_data;
+  std::vector<std::string> sets = o.eval.eval_prompt_data;
+  if (sets.size() == 1) sets.insert(sets.begin(), "aime");  // one path alone, as in training
   if (sets.empty() || sets.size() % 2 != 0) {
     throw ConfigError(
         str_cat("eval: --eval-prompt-data needs NAME PATH pairs, got ", sets.size(), " values"));

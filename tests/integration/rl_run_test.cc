@@ -1,12 +1,14 @@
-// The loop's promises: rollout and trainer agree bit for bit, a planted fault is seen, and a run that is
-// interrupted ends with the bits of one that was not, on other threads and another instruction set too.
+// The loop's promises: rollout and trainer agree bit for bit, a planted fault is seen, and a run
+// that is interrupted ends with the bits of one that was not, on other threads and another
+// instruction set too.
+#include "fathom/rl/rl_run.h"
+
 #include <cmath>
 #include <filesystem>
 
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
 #include "fathom/rl/rl_options.h"
-#include "fathom/rl/rl_run.h"
 #include "tests/integration/tiny_model.h"
 
 namespace fathom {
@@ -114,11 +116,13 @@ TEST_F(RlRunTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
   }
   for_each_parameter(w, [](Parameter& p) { p.alloc_grad(); });
   const PolicyStepOptions options = policy_step_options(o);
-  EXPECT_EQ(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff, 0.0);
+  EXPECT_EQ(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
+            0.0);
   // One bit of one weight that every token passes.
   float* weight = w.layers[1].attn.wo_b.master.f32();
   *weight = std::nextafter(*weight, 1e9f);
-  EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff, 0.0);
+  EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
+            0.0);
 }
 
 TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOnce) {
@@ -150,9 +154,9 @@ TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOn
 
 TEST_F(RlRunTest, ASecondProcessOnTheSameDirectoryIsRefused) {
   const std::string path = fresh_directory("lock");
-  const RunDirectory first(path, Json::object());
+  const RunDirectory first(path);
   try {
-    RunDirectory second(path, Json::object());
+    RunDirectory second(path);
     FAIL();
   } catch (const UserError& e) {
     EXPECT_NE(std::string(e.what()).find("another process"), std::string::npos);

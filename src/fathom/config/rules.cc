@@ -103,9 +103,6 @@ void check_training(const ParsedCommand& p, Complaints& out) {
                    str_cat("--eval-interval ", *o.eval.eval_interval,
                            " has nothing to evaluate on; give --eval-prompt-data NAME PATH")});
   const CheckpointOptions& c = o.checkpoint;
-  if (o.launch.skip_saving && p.is_given("save-interval"))
-    out.push_back({{"skip-saving", "save-interval"},
-                   "--save-interval contradicts --skip-saving; leave one out"});
   if (c.save_retain_interval && c.save_interval && *c.save_retain_interval % *c.save_interval != 0)
     out.push_back({{"save-retain-interval", "save-interval"},
                    str_cat("--save-retain-interval ", *c.save_retain_interval,

@@ -58,7 +58,8 @@ void describe_rollout(OptionTable& table, Options& options) {
   table
       .add("dynamic-sampling-filter-path", &o.dynamic_sampling_filter_path,
            "check_reward_nonzero_std drops prompts whose answers are all equally good")
-      .built_only({"", "check_reward_nonzero_std"},
+      .built_only({"", "check_reward_nonzero_std",
+                   "miles.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"},
                   "The only filter that is built is check_reward_nonzero_std; filters of one's own "
                   "are not built yet.");
   table

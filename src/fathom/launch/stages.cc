@@ -205,8 +205,9 @@ std::string Launcher::conversion_source() const {
 
 void Launcher::prepare_spmd() {
   const bool is_alone = command_.command == Command::kPrepareSpmd;
-  const std::string to = is_alone ? options_.checkpoint.save.value_or(derived_.torch_dist_path)
-                                  : derived_.torch_dist_path;
+  // --save follows the run where a run is named; only one that the user gave means this stage.
+  const std::string to =
+      is_alone && command_.is_given("save") ? *options_.checkpoint.save : derived_.torch_dist_path;
   const std::string from = conversion_source();
   log_info("prepare-spmd: ", from, " -> ", to);
   functions_.convert_to_torch_dist(from, to);

@@ -56,7 +56,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       weights_(weights),
       tokenizer_(tokenizer),
       options_(options),
-      directory_(run_path, config),
+      directory_(run_path),
       process_start_seconds_(now_seconds()) {
   log_to_file(join_path(run_path, "run.log"));
   read_data();
@@ -82,6 +82,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       });
   frozen_bias_ = all_gate_biases(*weights_);
   resume();
+  directory_.save_config(config);
   metrics_ = std::make_unique<MetricsWriter>(run_path, first_rollout_ == 0 ? -1 : first_rollout_);
 }
 
@@ -92,7 +93,7 @@ void RlRun::read_data() {
     throw ConfigError("--prompt-data is needed: a .jsonl file of prompts");
   prompts_ = read_prompt_file(options_, *options_.data.prompt_data, tokenizer_, false).prompts;
   const std::vector<std::string>& eval = options_.eval.eval_prompt_data;
-  if (!options_.eval.eval_interval) return;
+  if (!options_.launch.enable_eval || !options_.eval.eval_interval) return;
   if (eval.empty() || (eval.size() > 1 && eval.size() % 2 != 0)) {
     throw ConfigError(str_cat("--eval-prompt-data: needs NAME PATH pairs, got ", eval.size(),
                               " values; --eval-interval asks for evaluations"));
@@ -100,6 +101,10 @@ void RlRun::read_data() {
   for (size_t i = 0; i < eval.size(); i += 2) {
     const std::string name = eval.size() == 1 ? "aime" : eval[i];
     const std::string path = eval.size() == 1 ? eval[0] : eval[i + 1];
+    if (name.empty() || name.find('/') != std::string::npos) {
+      throw ConfigError(str_cat("--eval-prompt-data: the name \"", name,
+                                "\" cannot name files\n  fix: use letters, digits, - and _"));
+    }
     evaluation_sets_.push_back({name, read_prompt_file(options_, path, tokenizer_, true).prompts});
   }
 }
@@ -289,7 +294,7 @@ void RlRun::resume() {
   cursor_->restore(scalars.at("cursor"), origin);
   collector_->restore(scalars.at("collector"), origin);
   first_rollout_ = *latest + 1;
-  log_info("resumed after step ", *latest, " of ", num_rollouts_);
+  log_info("resumed after step ", *latest + 1, " of ", num_rollouts_);
 }
 
 void RlRun::print_summary() const {

@@ -103,11 +103,14 @@ std::vector<std::vector<int32_t>> read_generate_lines(std::string_view input,
                                                       const ModelConfig& config,
                                                       const Tokenizer* tokenizer) {
   std::vector<std::vector<int32_t>> prompts;
+  input = input.substr(0, input.find_last_not_of(" \t\r\n") + 1);
   for (size_t at = 0, number = 1; at < input.size(); ++number) {
     const size_t end = std::min(input.find('\n', at), input.size());
     const std::string_view text = input.substr(at, end - at);
     at = end + 1;
-    if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    // An answer's `index` is its line: an empty line between others would shift the numbers.
+    FATHOM_CHECK(text.find_first_not_of(" \t\r") != std::string_view::npos, origin, " line ",
+                 number, ": is empty\n  fix: remove it");
     prompts.push_back(read_line(text, str_cat(origin, " line ", number), config, tokenizer));
   }
   FATHOM_CHECK(!prompts.empty(), origin,

@@ -25,7 +25,7 @@ struct GenerateOptions {
   std::function<void(int64_t num_done, int64_t num_answers)> on_progress;
 };
 
-/// One prompt per line of `input`; blank lines are skipped.
+/// One prompt per line of `input`; empty lines may only stand at the end.
 ///   {"token_ids": [...]}                   as they are
 ///   {"prompt": T}                          no BOS added, special tokens recognised
 ///   {"messages": [...], chat options ...}  rendered and encoded (tokenizer/chat.h; thinking mode)
