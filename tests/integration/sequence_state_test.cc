@@ -202,6 +202,9 @@ TEST_F(SequenceStateTest, FreePiecesOfOneKindMakeWayForAnother) {
 }
 
 TEST_F(SequenceStateTest, TrimmedPoolsGiveTheirMemoryBackToTheSystem) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "AddressSanitizer keeps freed memory back, so the resident size says nothing";
+#endif
   const auto space = make_space(0);
   std::vector<std::unique_ptr<SequenceState>> states;
   const int64_t before = resident_bytes();
