@@ -6,10 +6,11 @@
 
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "fathom/base/error.h"
-#include "fathom/model/forward.h"
+#include "fathom/rollout/step_model.h"
 #include "tests/integration/tiny_model.h"
 
 namespace fathom {
@@ -23,6 +24,7 @@ class SequenceStateTest : public ::testing::Test {
     return std::make_shared<StateSpace>(w_.config, kPage, /*with_mtp=*/true, budget);
   }
 
+  /// Logits of all tokens.
   Tensor feed(SequenceState* state, const std::vector<int32_t>& ids,
               std::vector<Checkpoint> checkpoints = {}) {
     Batch batch;
@@ -31,11 +33,23 @@ class SequenceStateTest : public ::testing::Test {
                               .num_tokens = batch.num_tokens(),
                               .state = state,
                               .checkpoints = std::move(checkpoints)});
-    return forward_layers(ctx_, w_, batch, embed(ctx_, w_, batch));
+    std::vector<int64_t> rows(ids.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    return WeightsModel(ctx_, w_).step(batch, rows);
   }
 
   std::vector<int32_t> ids(uint64_t seed, int64_t n) const {
     return random_ids(seed, n, w_.config.vocab_size);
+  }
+
+  static StateBlock garbage_block(StateSpace& space) {
+    StateBlock block = acquire_state_block(space);
+    const StateLayout& layout = space.layout;
+    std::memset(block.window.get(), 0xAB,
+                static_cast<size_t>(layout.piece_bytes(StateLayout::kWindow)));
+    std::memset(block.accumulators.get(), 0xAB,
+                static_cast<size_t>(layout.piece_bytes(StateLayout::kAccumulators)));
+    return block;
   }
 
   static bool same_bytes(const Piece& a, const Piece& b, int64_t n) {
@@ -67,7 +81,7 @@ TEST_F(SequenceStateTest, ACheckpointIsTheStateOfASequenceThatEndsThere) {
     }
     std::vector<StateBlock> blocks;
     std::vector<Checkpoint> checkpoints;
-    for (size_t i = 0; i < lengths.size(); ++i) blocks.push_back(make_state_block(*space));
+    for (size_t i = 0; i < lengths.size(); ++i) blocks.push_back(garbage_block(*space));
     for (size_t i = 0; i < lengths.size(); ++i) checkpoints.push_back({lengths[i], &blocks[i]});
     feed(state.get(), {all.begin() + start, all.end()}, checkpoints);
     for (size_t i = 0; i < lengths.size(); ++i) {
@@ -90,8 +104,8 @@ TEST_F(SequenceStateTest, ARewoundStateGoesOnAsIfNothingHadHappened) {
       const int64_t used = space->pools.used_bytes();
       std::vector<int32_t> trial(right.begin(), right.begin() + num_right);
       trial.insert(trial.end(), wrong.begin() + num_right, wrong.end());
-      StateBlock block =
-          num_right == 0 ? copy_state_block(*space, state->block()) : make_state_block(*space);
+      StateBlock block = garbage_block(*space);
+      if (num_right == 0) copy_state_block(*space, state->block(), block);
       std::vector<Checkpoint> checkpoints;
       if (num_right > 0) checkpoints.push_back({num_kept + num_right, &block});
       feed(state.get(), trial, checkpoints);
@@ -121,7 +135,8 @@ TEST_F(SequenceStateTest, AResumedPrefixGivesTheSameBits) {
   StateBlock at_page_end;
   std::vector<HistoryPage> pages;
   feed(plain.get(), {all.begin(), all.begin() + 32});
-  at_page_end = copy_state_block(*space, plain->block());
+  at_page_end = garbage_block(*space);
+  copy_state_block(*space, plain->block(), at_page_end);
   pages = {plain->page(0), plain->page(1)};
   const Tensor want = feed(plain.get(), {all.begin() + 32, all.end()});
   const auto resumed = SequenceState::resume(space, {&pages[0], &pages[1]}, at_page_end);
