@@ -144,7 +144,9 @@ void Engine::finish(RunningSample* sample, FinishReason reason) {
   const int64_t num_fed = std::max(sample->group->prompt_length(), sample->num_tokens() - 1);
   completion.replay.truncate(num_fed);
   completion.finish_reason = reason;
-  completion.weight_version = weight_version_;
+  completion.weight_version = completion.weight_versions.empty()
+                                  ? weight_version_
+                                  : completion.weight_versions.back().first;
   if (completion.weight_versions.size() == 1) completion.weight_versions.clear();
   completion.text = replace_invalid_utf8(sample->text.bytes());
   completion.prompt_log_probs = sample->group->prompt_log_probs;

@@ -81,7 +81,7 @@ struct Completion {
   std::string text;            // with append_token only: without the ending token, cut before a
                                // stop string, broken UTF-8 as U+FFFD
   ReplayRecord replay;         // positions of every token that was fed, prompt included
-  int64_t weight_version = 0;  // at the end
+  int64_t weight_version = 0;  // that drew the last token
   /// Where the weights changed under way: each version with its number of tokens, in order.
   std::vector<std::pair<int64_t, int64_t>> weight_versions;
   int64_t num_cached_tokens = 0;              // of the prompt, not computed for this request
