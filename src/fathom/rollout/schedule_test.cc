@@ -70,7 +70,7 @@ void expect_versions_followed(const ExecContext& ctx, const ScheduleSubject& sub
 
 TEST_F(ScheduleTest, EveryAnswerIsThatOfTheRequestAlone) {
   const ScheduleSubject s = subject();
-  const int64_t n = num_schedules(250);
+  const int64_t n = num_schedules(1000);
   EngineCounters total;
   int64_t num_requests = 0, num_answers = 0, num_spanning = 0, num_aborted = 0;
   for (int64_t seed = 0; seed < n; ++seed) {
