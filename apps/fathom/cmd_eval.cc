@@ -5,6 +5,7 @@
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
+#include "fathom/rollout/engine_options.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/tokenizer/tokenizer.h"
 
@@ -42,13 +43,12 @@ int run_eval(const config::ParsedCommand& command) {
   for (size_t i = 0; i < sets.size(); i += 2) {
     data.emplace_back(sets[i], read_prompt_file(o, sets[i + 1], tokenizer, true).prompts);
   }
-  const Weights weights =
-      load_weights(execution.context(), *o.launch.hf_checkpoint, {.with_mtp = false});
-  Engine engine(execution.context(), weights,
-                {.max_running_requests = o.engine.max_running_requests,
-                 .chunked_prefill_size = o.engine.chunked_prefill_size,
-                 .page_size = o.engine.page_size.value_or(0),
-                 .append_token = append_token_of(tokenizer)});
+  EngineOptions for_engine = engine_options(o);
+  for_engine.append_token = append_token_of(tokenizer);
+  for_engine.cache_answers = false;
+  const Weights weights = load_weights(execution.context(), *o.launch.hf_checkpoint,
+                                       {.with_mtp = for_engine.num_draft_tokens > 0});
+  Engine engine(execution.context(), weights, for_engine);
   std::string lines;
   for (const auto& [name, prompts] : data) {
     const EvaluationResult result = evaluate(&engine, prompts, evaluation_options(o));

@@ -152,6 +152,23 @@ TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOn
   EXPECT_EQ(indices[0], indices[2]);
 }
 
+TEST_F(RlRunTest, SpeculationAndLittleMemoryChangeNoBitOfTraining) {
+  const Weights plain = run(small_run(), fresh_directory("plain"), 2, detect_cpu_isa());
+  const std::string path = fresh_directory("speculative");
+  config::Options o = small_run();
+  o.launch.enable_mtp = true;
+  o.engine.state_memory_bytes = 120000;  // about three answers at a time
+  o.engine.max_running_requests = 6;
+  o.algorithm.use_rollout_routing_replay = true;
+  EXPECT_TRUE(same_masters(plain, run(o, path, 2, detect_cpu_isa())));
+  for (double d : metric(path, "train/train_rollout_logprob_abs_diff")) EXPECT_EQ(d, 0.0);
+  EXPECT_EQ(metric(path, "rollout/spec_accept_rate").size(), 5u);
+  for (double bytes : metric(path, "perf/state_bytes_released")) {
+    EXPECT_GT(bytes, 0.0);
+    EXPECT_LE(bytes, 120000.0);
+  }
+}
+
 TEST_F(RlRunTest, ASecondProcessOnTheSameDirectoryIsRefused) {
   const std::string path = fresh_directory("lock");
   const RunDirectory first(path);

@@ -318,6 +318,11 @@ TEST(RulesTest, OptionsThatContradictEachOtherAreNamedWithTheirValues) {
       {{"--model-name", "DeepSeek-V3"}, "--model-name DeepSeek-V3 is none of"},
       {{"--run-id", "a/b"}, "--run-id: 'a/b' cannot name a directory"},
       {{"--train-fp8", "--train-mxfp8"}, "--train-mxfp8: MXFP8 is not built yet"},
+      {{"--speculative-num-steps", "2"},
+       "--sglang-speculative-num-steps says how tokens are guessed"},
+      {{"--enable-mtp", "--speculative-num-draft-tokens", "3"},
+       "--sglang-speculative-num-draft-tokens 3 must be one more than"},
+      {{"--enable-mtp", "--speculative-eagle-topk", "4"}, "A tree of guesses is not built"},
   };
   for (const auto& [args, sentence] : cases) EXPECT_TRUE(has(error_of(args), sentence));
   EXPECT_TRUE(
@@ -397,6 +402,15 @@ TEST(DerivedTest, PrecisionFollowsTheFp8SwitchesWhenGiven) {
   EXPECT_EQ(problem, "");
   resolve(true, true, Precision::kFp32, &problem);
   EXPECT_TRUE(has(problem, "--precision fp32 contradicts --train-fp8"));
+}
+
+TEST(DerivedTest, GuessedTokensFollowTheSpeculativeOptions) {
+  EXPECT_EQ(num_guessed_tokens(parse({}).options), 0);
+  EXPECT_EQ(num_guessed_tokens(parse({"--enable-mtp"}).options), 3);
+  const Words recipe = {
+      "--sglang-speculative-algorithm",  "EAGLE", "--sglang-speculative-num-steps",        "2",
+      "--sglang-speculative-eagle-topk", "1",     "--sglang-speculative-num-draft-tokens", "3"};
+  EXPECT_EQ(num_guessed_tokens(parse(recipe).options), 2);
 }
 
 TEST(DerivedTest, RunIdsAreTimeAndThreeDigits) {

@@ -57,6 +57,13 @@ const char* precision_name(Precision precision) {
 
 }  // namespace
 
+int64_t num_guessed_tokens(const Options& options) {
+  constexpr int64_t kUsualSteps = 3;
+  const EngineOptions& o = options.engine;
+  if (!options.launch.enable_mtp && !o.speculative_algorithm) return 0;
+  return o.speculative_num_steps.value_or(kUsualSteps);
+}
+
 Precision resolve_precision(const Options& options, std::string* problem) {
   const LaunchOptions& o = options.launch;
   const std::optional<Precision>& given = options.runtime.precision;

@@ -38,6 +38,10 @@ struct Derived {
 /// Pure: the same options give the same answer.
 Derived derive(const Options& options);
 
+/// Tokens that the engine guesses at a time: the speculative options, or 3 with --enable-mtp;
+/// 0: none.
+int64_t num_guessed_tokens(const Options& options);
+
 /// The mode that --precision, --train-fp8 and --rollout-fp8 ask for: both on parity-fp8, both off
 /// parity-bf16, different fast; of the two one that is not given counts as on. None given: fp32 on
 /// the CPU.

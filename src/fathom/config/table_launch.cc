@@ -110,8 +110,10 @@ void describe_recipe(OptionTable& table, Options& options) {
       .built_only({"false"}, "MXFP8 is not built yet.");
   table.add("rollout-mxfp8", &o.rollout_mxfp8, "MXFP8 products in rollout")
       .built_only({"false"}, "MXFP8 is not built yet.");
-  table.add("enable-mtp", &o.enable_mtp, "draft tokens with the MTP block in rollout")
-      .built_only({"false"}, "Speculative rollout is not built yet.");
+  table
+      .add("enable-mtp", &o.enable_mtp,
+           "guess tokens with the MTP head in rollout: --sglang-speculative-algorithm EAGLE")
+      .not_hashed();
   table.add("optimizer-offload", &o.optimizer_offload, "optimizer state in host memory")
       .without_effect("on the CPU the optimizer's state is in host memory anyway.")
       .not_hashed();

@@ -11,8 +11,10 @@
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
 #include "fathom/rl/summary.h"
+#include "fathom/rollout/engine_options.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/train/advantage.h"
+#include "fathom/train/replay_check.h"
 
 namespace fathom {
 namespace {
@@ -69,12 +71,10 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
                                            static_cast<uint64_t>(options_.data.rollout_seed));
   collector_ =
       std::make_unique<RolloutCollector>(prompts_, cursor_.get(), collector_options(options_));
-  engine_ = std::make_unique<Engine>(
-      ctx_, *weights_,
-      EngineOptions{.max_running_requests = options_.engine.max_running_requests,
-                    .chunked_prefill_size = options_.engine.chunked_prefill_size,
-                    .page_size = options_.engine.page_size.value_or(0),
-                    .append_token = append_token_of(tokenizer_)});
+  EngineOptions for_engine = engine_options(options_);
+  for_engine.append_token = append_token_of(tokenizer_);
+  for_engine.cache_answers = false;  // no prompt of a run continues an answer
+  engine_ = std::make_unique<Engine>(ctx_, *weights_, for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
@@ -133,7 +133,9 @@ void RlRun::run() {
 void RlRun::run_step(int64_t rollout_id) {
   const double start = now_seconds();
   engine_->set_weight_version(rollout_id + 1);
+  engine_->take_memory();
   const RolloutResult rollout = collector_->collect(engine_.get());
+  const ReleasedMemory released = engine_->release_memory();
   const double rolled_out = now_seconds();
   MetricList metrics = rollout_metrics(rollout);
   std::vector<const Sample*> samples;
@@ -158,14 +160,16 @@ void RlRun::run_step(int64_t rollout_id) {
              " s after the run was opened (evaluation included)");
   }
   const double rollout_time = rolled_out - start, train_time = trained - train_start;
-  metrics.insert(metrics.end(), {{"rollout/step", static_cast<double>(rollout_id)},
-                                 {"perf/rollout_time", rollout_time},
-                                 {"perf/tokens_per_gpu_per_sec", response_tokens / rollout_time},
-                                 {"perf/actor_train_time", train_time},
-                                 {"perf/actor_train_tok_per_s", total_tokens / train_time},
-                                 {"perf/step_time", trained - start},
-                                 {"perf/wait_time_ratio", rollout_time / (trained - start)},
-                                 {"perf/save_model_time", last_save_seconds_}});
+  metrics.insert(metrics.end(),
+                 {{"rollout/step", static_cast<double>(rollout_id)},
+                  {"perf/rollout_time", rollout_time},
+                  {"perf/tokens_per_gpu_per_sec", response_tokens / rollout_time},
+                  {"perf/actor_train_time", train_time},
+                  {"perf/actor_train_tok_per_s", total_tokens / train_time},
+                  {"perf/step_time", trained - start},
+                  {"perf/wait_time_ratio", rollout_time / (trained - start)},
+                  {"perf/state_bytes_released", static_cast<double>(released.state_bytes)},
+                  {"perf/save_model_time", last_save_seconds_}});
   if (!evaluation_sets_.empty() && is_due(options_.eval.eval_interval, rollout_id)) {
     const MetricList evaluation = evaluate_all(rollout_id);
     metrics.insert(metrics.end(), evaluation.begin(), evaluation.end());
@@ -206,16 +210,17 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
     }
     const double N = static_cast<double>(per_step);
     const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_);
+    const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
+    // Before any update of this rollout: what decode reported must be what the trainer computes.
+    const double difference = m.train_rollout_logprob_abs_diff / forwarded;
+    if (step == 0 && difference != 0.0) {
+      log_warning("step ", rollout_id, ": train_rollout_logprob_abs_diff is ", difference,
+                  ", must be 0: rollout and trainer disagree, which is a bug",
+                  first_replay_difference(chosen));
+    }
     const double lr = learning_rate(schedule_, rollout_id * steps_per_rollout_ + step);
     const double grad_norm = optimizer_->step(ctx_, lr);
-    const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     if (step == 0) {
-      // Before any update of this rollout: what decode reported must be what the trainer computes.
-      const double difference = m.train_rollout_logprob_abs_diff / forwarded;
-      if (difference != 0.0) {
-        log_warning("step ", rollout_id, ": train_rollout_logprob_abs_diff is ", difference,
-                    ", must be 0: rollout and trainer disagree, which is a bug");
-      }
       metrics.insert(metrics.end(), {{"train/train_rollout_logprob_abs_diff", difference},
                                      {"train/train_rollout_kl", m.train_rollout_kl / forwarded}});
     }
@@ -238,6 +243,18 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
   return metrics;
 }
 
+/// Where routes and picks of rollout first differ from the trainer's; "" where they were not
+/// recorded.
+std::string RlRun::first_replay_difference(const std::vector<TrainSample>& samples) const {
+  std::vector<const Sample*> recorded;
+  for (const TrainSample& s : samples) recorded.push_back(s.sample);
+  const ReplayCheck check =
+      check_replay(ctx_, *weights_, recorded, policy_.max_tokens_per_micro_batch);
+  if (check.num_tokens == 0) return "";
+  return check.first ? "; " + check.first->text()
+                     : "; experts and indexer picks are the same everywhere";
+}
+
 void RlRun::check_frozen_bias() const {
   if (!options_.train.freeze_e_score_correction_bias) return;
   const std::vector<float> now = all_gate_biases(*weights_);
@@ -248,6 +265,7 @@ void RlRun::check_frozen_bias() const {
 
 MetricList RlRun::evaluate_all(int64_t rollout_id) {
   engine_->set_weight_version(rollout_id + 2);
+  engine_->take_memory();
   MetricList metrics;
   const double start = now_seconds();
   auto run_set = [&](const EvaluationSet& set, const std::string& prefix,

@@ -53,6 +53,7 @@ class RlRun {
   MetricList evaluate_all(int64_t rollout_id);
   void save(int64_t rollout_id);
   void check_frozen_bias() const;
+  std::string first_replay_difference(const std::vector<TrainSample>& samples) const;
   void print_summary() const;
   bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
 

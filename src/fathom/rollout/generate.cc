@@ -9,6 +9,7 @@
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
 #include "fathom/base/json.h"
+#include "fathom/base/log.h"
 #include "fathom/tokenizer/chat.h"
 #include "fathom/tokenizer/python_json.h"
 
@@ -188,16 +189,19 @@ void generate_file(const ExecContext& ctx, const std::string& checkpoint_directo
   AtomicFileWriter output(output_path);
 
   const Weights weights = load(checkpoint_directory);
-  EngineOptions engine_options;
-  engine_options.max_running_requests = options.max_running_requests;
-  engine_options.chunked_prefill_size = options.chunked_prefill_size;
-  engine_options.page_size = options.page_size;
+  EngineOptions engine_options = options.engine;
   if (tokenizer) engine_options.append_token = append_token_of(*tokenizer);
   Engine engine(ctx, weights, engine_options);
   generate(engine, prompts, options, tokenizer.has_value(), [&](std::string_view line) {
     output.write(line.data(), static_cast<int64_t>(line.size()));
   });
   output.finish();
+  const EngineCounters counters = engine.counters();
+  if (counters.num_drafted > 0) {
+    log_info("speculation guessed ", counters.num_drafted, " tokens, of which ",
+             counters.num_accepted, " were right (", counters.acceptance_rate(), "); ",
+             counters.num_generated_tokens, " tokens in ", counters.num_steps, " steps");
+  }
 }
 
 }  // namespace fathom

@@ -18,9 +18,7 @@ struct GenerateOptions {
   SamplingParams sampling;
   int64_t num_samples = 1;
   uint64_t seed = 0;
-  int64_t max_running_requests = 64;
-  int64_t chunked_prefill_size = 2048;
-  int64_t page_size = 0;  // as in EngineOptions
+  EngineOptions engine;  // append_token is set from the checkpoint's tokenizer
   /// Told how many of the answers are done, whenever that changes. May be null.
   std::function<void(int64_t num_done, int64_t num_answers)> on_progress;
 };

@@ -27,9 +27,7 @@ class GenerateTest : public ::testing::Test {
 
   std::vector<Json> run(const Prompts& prompts, const GenerateOptions& options,
                         bool with_tokenizer = true) {
-    EngineOptions engine_options;
-    engine_options.max_running_requests = options.max_running_requests;
-    engine_options.chunked_prefill_size = options.chunked_prefill_size;
+    EngineOptions engine_options = options.engine;
     if (with_tokenizer) engine_options.append_token = append_token_of(tokenizer_);
     Engine engine(ctx_, hash_model_config(kVocab), std::make_unique<HistoryHashModel>(kVocab),
                   engine_options);
@@ -132,8 +130,8 @@ TEST_F(GenerateTest, AnswersComeByLineThenSampleWhateverRunsFirst) {
   EXPECT_GT(reasons["stop"], 0);
   EXPECT_GT(reasons["length"], 0);
   EXPECT_EQ(reasons.size(), 2u);
-  options.max_running_requests = 2;
-  options.chunked_prefill_size = 3;
+  options.engine.max_running_requests = 2;
+  options.engine.chunked_prefill_size = 3;
   EXPECT_EQ(run(prompts, options), expected);
 }
 
