@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "fathom/base/precision.h"
 #include "fathom/config/options.h"
 
 namespace fathom::config {
@@ -17,7 +18,7 @@ struct Derived {
   std::string bf16_name;  // the BF16 cast
   std::string mxfp8_name;
   std::string torch_dist_name;  // sharded training weights
-  std::string rollout_name;     // the checkpoint that rollout serves
+  std::string rollout_name;     // the checkpoint that rollout serves; the cast where one is made
   std::string model_org;
 
   std::string model_local_dir;  // model_dir unless given
@@ -33,6 +34,9 @@ struct Derived {
   int64_t actor_num_nodes = 1;
   int64_t rollout_num_gpus = 1;
   Precision precision = Precision::kFp32;
+  // What precision stands for; they differ in fast alone.
+  fathom::Precision train_precision = fathom::Precision::kFp32;
+  fathom::Precision rollout_precision = fathom::Precision::kFp32;
 };
 
 /// Pure: the same options give the same answer.
@@ -41,7 +45,7 @@ Derived derive(const Options& options);
 /// The mode that --precision, --train-fp8 and --rollout-fp8 ask for: both on parity-fp8, both off
 /// parity-bf16, different fast; of the two one that is not given counts as on. None given: fp32 on
 /// the CPU.
-/// @param[out] problem says what contradicts, or stays as it is.
+/// @param[out] problem says what contradicts or is not enough, or stays as it is.
 Precision resolve_precision(const Options& options, std::string* problem);
 
 /// UTC "%y%m%d-%H%M%S" and "-" and three random digits.
