@@ -42,8 +42,9 @@ int run_eval(const config::ParsedCommand& command) {
   for (size_t i = 0; i < sets.size(); i += 2) {
     data.emplace_back(sets[i], read_prompt_file(o, sets[i + 1], tokenizer, true).prompts);
   }
+  const ExecContext& ctx = execution.context();
   const Weights weights =
-      load_weights(execution.context(), *o.launch.hf_checkpoint, {.with_mtp = false});
+      in_precision(ctx, load_weights(ctx, *o.launch.hf_checkpoint, {.with_mtp = false}), o);
   Engine engine(execution.context(), weights,
                 {.max_running_requests = o.engine.max_running_requests,
                  .chunked_prefill_size = o.engine.chunked_prefill_size,

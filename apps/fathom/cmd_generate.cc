@@ -39,7 +39,8 @@ int run_generate(const config::ParsedCommand& command) {
   options.on_progress = show_progress;
   generate_file(execution.context(), *o.launch.hf_checkpoint, *o.tool.input, *o.tool.output,
                 options, [&](const std::string& directory) {
-                  return load_weights(execution.context(), directory, {.with_mtp = false});
+                  const ExecContext& ctx = execution.context();
+                  return in_precision(ctx, load_weights(ctx, directory, {.with_mtp = false}), o);
                 });
   return 0;
 }

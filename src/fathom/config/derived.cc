@@ -34,9 +34,8 @@ Derived derive(const Options& options) {
   d.mxfp8_name = o.model_name + "-MXFP8";
   d.torch_dist_name = o.model_name + "_torch_dist";
   d.rollout_name = o.rollout_mxfp8                ? d.mxfp8_name
-                   : o.rollout_fp8.value_or(true) || o.conversion != Conversion::kTwoStep
-                       ? o.model_name
-                       : d.bf16_name;
+                   : o.rollout_fp8.value_or(true) ? o.model_name
+                                                  : d.bf16_name;
   d.model_org = o.model_org.value_or(o.model_name == kFlash4Layer ? "Pinaster" : "sgl-project");
 
   d.model_local_dir = o.model_local_dir.value_or(o.model_dir);
@@ -85,9 +84,9 @@ Precision resolve_precision(const Options& options, std::string* problem) {
   if (!o.train_fp8 && !o.rollout_fp8) {
     if (given == Precision::kFast)
       *problem =
-          "--precision fast is trainer and rollout in different number formats: add --train-fp8 and "
-          "--no-rollout-fp8, or the other way round. Nothing is faster on the CPU than fp32, in "
-          "which they agree";
+          "--precision fast is trainer and rollout in different number formats: add --train-fp8 "
+          "and --no-rollout-fp8, or the other way round. Nothing is faster on the CPU than fp32, "
+          "in which they agree";
     return given.value_or(Precision::kFp32);
   }
   const bool train = o.train_fp8.value_or(true), rollout = o.rollout_fp8.value_or(true);

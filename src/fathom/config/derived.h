@@ -18,7 +18,7 @@ struct Derived {
   std::string bf16_name;  // the BF16 cast
   std::string mxfp8_name;
   std::string torch_dist_name;  // sharded training weights
-  std::string rollout_name;     // the checkpoint that rollout serves; the cast where one is made
+  std::string rollout_name;     // the checkpoint that rollout serves
   std::string model_org;
 
   std::string model_local_dir;  // model_dir unless given

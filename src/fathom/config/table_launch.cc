@@ -21,14 +21,14 @@ void describe_runtime(OptionTable& table, Options& options) {
                                {"avx512", CpuKernels::kAvx512}},
                               "instruction set of the kernels. Results do not depend on it")
       .not_hashed();
-  table
-      .add_choice<Precision>("precision", &o.precision,
-                             {{"fp32", Precision::kFp32},
-                              {"parity-bf16", Precision::kParityBf16},
-                              {"parity-fp8", Precision::kParityFp8},
-                              {"fast", Precision::kFast}},
-                             "number formats of products and caches; unset: fp32 on the CPU. fast: "
-                             "trainer and rollout in different ones, see --train-fp8");
+  table.add_choice<Precision>(
+      "precision", &o.precision,
+      {{"fp32", Precision::kFp32},
+       {"parity-bf16", Precision::kParityBf16},
+       {"parity-fp8", Precision::kParityFp8},
+       {"fast", Precision::kFast}},
+      "number formats of products and caches; unset: fp32 on the CPU. fast: "
+      "trainer and rollout in different ones, see --train-fp8");
 }
 
 void describe_places(OptionTable& table, Options& options) {
@@ -100,9 +100,10 @@ void describe_recipe(OptionTable& table, Options& options) {
       .built_only({"true"},
                   "A faster mode with other bits is not built: CPU results are always the "
                   "same bits.");
-  table.add("train-fp8", &o.train_fp8,
-            "FP8 or (--no-) BF16 in the trainer. Acts only when it or --rollout-fp8 is given: both on "
-            "is --precision parity-fp8, both off parity-bf16, different fast");
+  table.add(
+      "train-fp8", &o.train_fp8,
+      "FP8 or (--no-) BF16 in the trainer. Acts only when it or --rollout-fp8 is given: both on "
+      "is --precision parity-fp8, both off parity-bf16, different fast");
   table.add("rollout-fp8", &o.rollout_fp8,
             "FP8 or (--no-) BF16 in rollout; together with --train-fp8");
   table.add("train-mxfp8", &o.train_mxfp8, "MXFP8 products in the trainer")
