@@ -179,9 +179,19 @@ TEST_P(RlRunModesTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
         policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
         0.0);
   }
-  // One bit of one weight that every token passes.
+  // One step, in its format, of one weight that every token passes.
   float* weight = w.layers[1].attn.wo_b.compute.f32();
-  *weight = std::nextafter(*weight, 1e9f);
+  switch (GetParam()) {
+    case Precision::kFp32:
+      *weight = std::nextafter(*weight, 1e9f);
+      break;
+    case Precision::kParityBf16:
+      *weight *= 1 + 0x1p-7f;
+      break;
+    case Precision::kParityFp8:
+      *weight *= 1 + 0x1p-3f;
+      break;
+  }
   EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
             0.0);
 }

@@ -334,14 +334,16 @@ class Model:
     def logits(self, x, prefix="hc_head", norm="norm.weight"):
         return self.head_hidden(x, prefix, norm) @ self.w("head.weight").T
 
+    def mtp_input(self, x, next_ids):
+        e = self.norm(self.w("embed.weight")[next_ids], "mtp.0.enorm.weight")
+        h = self.norm(x, "mtp.0.hnorm.weight")
+        return self.act(self.act(self.linear(h, "mtp.0.h_proj.weight")) +
+                     self.act(self.linear(e, "mtp.0.e_proj.weight"))[:, None])
+
     def mtp_logits(self, ids):
         """Row t: from the streams at t and token t+1."""
         next_ids = ids[1:]
-        x = self.streams(ids)[:-1]
-        e = self.norm(self.w("embed.weight")[next_ids], "mtp.0.enorm.weight")
-        h = self.norm(x, "mtp.0.hnorm.weight")
-        x = self.act(self.act(self.linear(h, "mtp.0.h_proj.weight")) +
-                     self.act(self.linear(e, "mtp.0.e_proj.weight"))[:, None])
+        x = self.mtp_input(self.streams(ids)[:-1], next_ids)
         x = self.block(x, "mtp.0", 0, next_ids)
         return self.logits(x, "mtp.0.hc_head", "mtp.0.norm.weight")
 
