@@ -46,9 +46,10 @@ int run_eval(const config::ParsedCommand& command) {
   EngineOptions for_engine = engine_options(o);
   for_engine.append_token = append_token_of(tokenizer);
   for_engine.cache_answers = false;
-  const Weights weights = load_weights(execution.context(), *o.launch.hf_checkpoint,
-                                       {.with_mtp = for_engine.num_draft_tokens > 0});
-  Engine engine(execution.context(), weights, for_engine);
+  const ExecContext& ctx = execution.context();
+  const LoadOptions parts = {.with_mtp = for_engine.num_draft_tokens > 0};
+  const Weights weights = in_precision(ctx, load_weights(ctx, *o.launch.hf_checkpoint, parts), o);
+  Engine engine(ctx, weights, for_engine);
   std::string lines;
   for (const auto& [name, prompts] : data) {
     const EvaluationResult result = evaluate(&engine, prompts, evaluation_options(o));

@@ -39,7 +39,9 @@ int run_generate(const config::ParsedCommand& command) {
   options.on_progress = show_progress;
   generate_file(execution.context(), *o.launch.hf_checkpoint, *o.tool.input, *o.tool.output,
                 options, [&](const std::string& directory) {
-                  return load_weights(execution.context(), directory, {.with_mtp = with_mtp});
+                  const ExecContext& ctx = execution.context();
+                  const LoadOptions parts = {.with_mtp = with_mtp};
+                  return in_precision(ctx, load_weights(ctx, directory, parts), o);
                 });
   return 0;
 }

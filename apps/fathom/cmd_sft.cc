@@ -34,7 +34,7 @@ int run_sft(const config::ParsedCommand& command) {
   const std::string tokenizer_dir =
       o.sft.tokenizer_dir.value_or(o.launch.hf_checkpoint.value_or(""));
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_dir);
-  Weights weights = initial_weights(execution.context(), o);
+  Weights weights = in_precision(execution.context(), initial_weights(execution.context(), o), o);
   const auto examples =
       read_supervised_examples(o, tokenizer, weights.config.max_position_embeddings);
   log_info("sft: ", examples.size(), " examples, ", o.sft.sft_steps, " steps");

@@ -18,10 +18,10 @@ namespace {
 
 constexpr int64_t kPage = 16;
 
-class SequenceStateTest : public ::testing::Test {
+class SequenceStateTest : public ::testing::TestWithParam<Precision> {
  protected:
   std::shared_ptr<StateSpace> make_space(int64_t budget) {
-    return std::make_shared<StateSpace>(w_.config, kPage, /*with_mtp=*/true, budget);
+    return std::make_shared<StateSpace>(w_.config, kPage, /*with_mtp=*/true, budget, GetParam());
   }
 
   /// Logits of all tokens.
@@ -52,6 +52,19 @@ class SequenceStateTest : public ::testing::Test {
     return block;
   }
 
+  /// Of a latent row (64 channels, 32 of them rotary) and an indexer key (32 channels).
+  static std::pair<int64_t, int64_t> row_bytes() {
+    switch (GetParam()) {
+      case Precision::kFp32:
+        return {256, 128};
+      case Precision::kParityBf16:
+        return {128, 64};
+      case Precision::kParityFp8:
+        return {100, 36};  // 32 + 32 * 2 + 1 and 32 + 1, in whole words
+    }
+    return {};
+  }
+
   static bool same_bytes(const Piece& a, const Piece& b, int64_t n) {
     return std::memcmp(a.get(), b.get(), static_cast<size_t>(n)) == 0;
   }
@@ -63,12 +76,15 @@ class SequenceStateTest : public ::testing::Test {
         << what;
   }
 
-  Weights w_ = make_tiny_weights(7);
+  Weights w_ = make_tiny_weights(7, GetParam());
   ThreadPool pool_{2};
   ExecContext ctx_{&pool_, detect_cpu_isa()};
 };
 
-TEST_F(SequenceStateTest, ACheckpointIsTheStateOfASequenceThatEndsThere) {
+INSTANTIATE_TEST_SUITE_P(Modes, SequenceStateTest, ::testing::ValuesIn(kAllPrecisions),
+                         name_of_mode);
+
+TEST_P(SequenceStateTest, ACheckpointIsTheStateOfASequenceThatEndsThere) {
   // Window 16, ratios 4 and 16: borders of all of them, from several starts.
   const std::vector<int32_t> all = ids(1, 80);
   for (const int64_t start : {0, 1, 7, 16, 33}) {
@@ -93,7 +109,7 @@ TEST_F(SequenceStateTest, ACheckpointIsTheStateOfASequenceThatEndsThere) {
   }
 }
 
-TEST_F(SequenceStateTest, ARewoundStateGoesOnAsIfNothingHadHappened) {
+TEST_P(SequenceStateTest, ARewoundStateGoesOnAsIfNothingHadHappened) {
   const std::vector<int32_t> kept = ids(1, 40), wrong = ids(2, 9), right = ids(3, 30);
   for (const int64_t num_kept : {1, 3, 15, 16, 30, 40}) {
     for (const int64_t num_right : {0, 1, 4, 8}) {  // of the nine that are fed on trial
@@ -128,7 +144,7 @@ TEST_F(SequenceStateTest, ARewoundStateGoesOnAsIfNothingHadHappened) {
   }
 }
 
-TEST_F(SequenceStateTest, AResumedPrefixGivesTheSameBits) {
+TEST_P(SequenceStateTest, AResumedPrefixGivesTheSameBits) {
   const std::vector<int32_t> all = ids(5, 70);
   const auto space = make_space(0);
   const auto plain = SequenceState::create(space);
@@ -146,7 +162,7 @@ TEST_F(SequenceStateTest, AResumedPrefixGivesTheSameBits) {
   expect_same_block(space->layout, resumed->block(), plain->block(), "at the end");
 }
 
-TEST_F(SequenceStateTest, BytesAreCountedExactlyAndSharedPagesOnce) {
+TEST_P(SequenceStateTest, BytesAreCountedExactlyAndSharedPagesOnce) {
   const auto space = make_space(0);
   const StateLayout& layout = space->layout;
   {
@@ -154,18 +170,18 @@ TEST_F(SequenceStateTest, BytesAreCountedExactlyAndSharedPagesOnce) {
     EXPECT_EQ(space->pools.used_bytes(), layout.fixed_bytes());
     feed(state.get(), ids(1, 40));
     // 40 tokens: 10 ratio-4 entries and keys on 3 pages of 4, 2 ratio-16 entries on 2 pages of 1.
-    const int64_t f = sizeof(float), hd = w_.config.head_dim, di = w_.config.index_head_dim;
-    EXPECT_EQ(layout.history_bytes(40), (3 * 4 * hd + 3 * 4 * di + 2 * hd) * f);
+    const int64_t row = row_bytes().first, key = row_bytes().second;
+    EXPECT_EQ(layout.history_bytes(40), 3 * 4 * row + 3 * 4 * key + 2 * row);
     EXPECT_EQ(space->pools.used_bytes(), layout.fixed_bytes() + layout.history_bytes(40));
     EXPECT_EQ(state->num_bytes(), space->pools.used_bytes());
     const auto fork = state->fork();
     EXPECT_EQ(space->pools.used_bytes(), 2 * layout.fixed_bytes() + layout.history_bytes(40));
     feed(fork.get(), ids(2, 4));  // its own copies of the last ratio-4 pages
     EXPECT_EQ(space->pools.used_bytes(),
-              2 * layout.fixed_bytes() + layout.history_bytes(40) + (4 * hd + 4 * di) * f);
+              2 * layout.fixed_bytes() + layout.history_bytes(40) + 4 * row + 4 * key);
     feed(state.get(), ids(3, 4));  // alone on the old ones now
     EXPECT_EQ(space->pools.used_bytes(),
-              2 * layout.fixed_bytes() + layout.history_bytes(40) + (4 * hd + 4 * di) * f);
+              2 * layout.fixed_bytes() + layout.history_bytes(40) + 4 * row + 4 * key);
     int64_t by_kind = 0;
     for (const PoolUsage& pool : space->pools.usage()) by_kind += pool.used_bytes();
     EXPECT_EQ(by_kind, space->pools.used_bytes());
@@ -176,7 +192,7 @@ TEST_F(SequenceStateTest, BytesAreCountedExactlyAndSharedPagesOnce) {
   EXPECT_EQ(space->pools.kept_bytes(), 0);
 }
 
-TEST_F(SequenceStateTest, ABudgetIsNeverExceededAndAFullOneIsAnAnswerNotACrash) {
+TEST_P(SequenceStateTest, ABudgetIsNeverExceededAndAFullOneIsAnAnswerNotACrash) {
   const auto probe = make_space(0);
   const int64_t one = probe->layout.fixed_bytes() + probe->layout.history_bytes(48);
   const auto space = make_space(one);
@@ -194,7 +210,7 @@ TEST_F(SequenceStateTest, ABudgetIsNeverExceededAndAFullOneIsAnAnswerNotACrash) 
   EXPECT_LE(space->pools.kept_bytes(), one);
 }
 
-TEST_F(SequenceStateTest, FreePiecesOfOneKindMakeWayForAnother) {
+TEST_P(SequenceStateTest, FreePiecesOfOneKindMakeWayForAnother) {
   StatePools pools({{"small", 100}, {"large", 1000}}, 2000);
   std::vector<Piece> small;
   for (int i = 0; i < 20; ++i) small.push_back(pools.acquire(0));
@@ -216,7 +232,7 @@ TEST_F(SequenceStateTest, FreePiecesOfOneKindMakeWayForAnother) {
   survivor[999] = 7;  // the pool is gone, its memory is not
 }
 
-TEST_F(SequenceStateTest, TrimmedPoolsGiveTheirMemoryBackToTheSystem) {
+TEST_P(SequenceStateTest, TrimmedPoolsGiveTheirMemoryBackToTheSystem) {
 #if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "AddressSanitizer keeps freed memory back, so the resident size says nothing";
 #endif
@@ -241,7 +257,7 @@ TEST_F(SequenceStateTest, TrimmedPoolsGiveTheirMemoryBackToTheSystem) {
   EXPECT_LT(resident_bytes() - before, int64_t{8} << 20);
 }
 
-TEST_F(SequenceStateTest, APageSizeThatDoesNotFitIsAnError) {
+TEST_P(SequenceStateTest, APageSizeThatDoesNotFitIsAnError) {
   EXPECT_THROW(StateLayout(w_.config, 8, false), UserError);
   EXPECT_THROW(StateLayout(w_.config, 24, false), UserError);
   EXPECT_THROW(StateLayout(w_.config, 0, false), UserError);

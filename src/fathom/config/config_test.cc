@@ -254,9 +254,7 @@ TEST(RefusalTest, WhatIsNotBuiltIsRefusedWithASentence) {
       {{"--advantage-estimator", "gspo"}, "--advantage-estimator gspo: Only grpo is built"},
       {{"--use-kl-loss"}, "--use-kl-loss: A reference model is not built yet"},
       {{"--kl-loss-coef", "0.1"}, "--kl-loss-coef 0.1: A reference model"},
-      {{"--precision", "parity-fp8"}, "--precision parity-fp8: This build computes on the CPU"},
-      {{"--train-fp8"}, "--train-fp8: This build computes on the CPU"},
-      {{"--no-rollout-fp8"}, "--no-rollout-fp8: This build computes on the CPU"},
+      {{"--precision", "fast"}, "--precision fast is trainer and rollout in different"},
       {{"--no-train-deterministic"}, "--no-train-deterministic: A faster mode"},
       {{"--sglang-tp-size", "8"}, "--sglang-tp-size 8: An engine over several ranks"},
       {{"--partial-rollout"}, "--partial-rollout: Partial and asynchronous rollout"},
@@ -400,6 +398,8 @@ TEST(DerivedTest, PrecisionFollowsTheFp8SwitchesWhenGiven) {
   EXPECT_EQ(resolve(false, {}, {}, &problem), Precision::kFast);
   EXPECT_EQ(resolve(true, {}, Precision::kParityFp8, &problem), Precision::kParityFp8);
   EXPECT_EQ(problem, "");
+  resolve({}, {}, Precision::kFast, &problem);
+  EXPECT_TRUE(has(problem, "--no-rollout-fp8"));
   resolve(true, true, Precision::kFp32, &problem);
   EXPECT_TRUE(has(problem, "--precision fp32 contradicts --train-fp8"));
 }

@@ -106,7 +106,8 @@ bool Launcher::is_two_step() const { return options_.launch.conversion == Conver
 /// What full-train prepares; it trains afterwards, when the lock is released.
 void Launcher::full_train() {
   prepare_download();
-  if (!is_two_step())
+  // With --no-rollout-fp8 the cast is what rollout serves.
+  if (!is_two_step() && derived_.rollout_name != derived_.bf16_name)
     skip("prepare-single", "--conversion single-pass reads the checkpoint as it is");
   else if (is_cast(derived_.bf16_path))
     skip("prepare-single", derived_.bf16_path + " is complete");

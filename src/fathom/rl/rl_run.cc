@@ -8,6 +8,7 @@
 #include "fathom/base/error.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/training_state.h"
+#include "fathom/config/derived.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
 #include "fathom/rl/summary.h"
@@ -61,6 +62,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       directory_(run_path),
       process_start_seconds_(now_seconds()) {
   log_to_file(join_path(run_path, "run.log"));
+  set_precisions();
   read_data();
   steps_per_rollout_ = steps_per_rollout(options_);
   num_rollouts_ = fathom::num_rollouts(options_, static_cast<int64_t>(prompts_.size()));
@@ -74,7 +76,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
   EngineOptions for_engine = engine_options(options_);
   for_engine.append_token = append_token_of(tokenizer_);
   for_engine.cache_answers = false;  // no prompt of a run continues an answer
-  engine_ = std::make_unique<Engine>(ctx_, *weights_, for_engine);
+  engine_ = std::make_unique<Engine>(ctx_, is_fast() ? rollout_weights_ : *weights_, for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
@@ -87,6 +89,17 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
 }
 
 RlRun::~RlRun() { log_to_file(""); }
+
+void RlRun::set_precisions() {
+  const config::Derived derived = config::derive(options_);
+  set_precision(ctx_, weights_, derived.train_precision);
+  if (derived.rollout_precision == derived.train_precision) return;
+  rollout_weights_ = *weights_;
+  set_precision(ctx_, &rollout_weights_, derived.rollout_precision);
+  log_warning("the trainer computes in ", precision_name(derived.train_precision), ", rollout in ",
+              precision_name(derived.rollout_precision),
+              ": their log-probs differ, train_rollout_logprob_abs_diff says by how much");
+}
 
 void RlRun::read_data() {
   if (!options_.data.prompt_data)
@@ -132,6 +145,7 @@ void RlRun::run() {
 
 void RlRun::run_step(int64_t rollout_id) {
   const double start = now_seconds();
+  if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
   engine_->set_weight_version(rollout_id + 1);
   engine_->take_memory();
   const RolloutResult rollout = collector_->collect(engine_.get());
@@ -213,7 +227,7 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
     const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     // Before any update of this rollout: what decode reported must be what the trainer computes.
     const double difference = m.train_rollout_logprob_abs_diff / forwarded;
-    if (step == 0 && difference != 0.0) {
+    if (step == 0 && difference != 0.0 && !is_fast()) {
       log_warning("step ", rollout_id, ": train_rollout_logprob_abs_diff is ", difference,
                   ", must be 0: rollout and trainer disagree, which is a bug",
                   first_replay_difference(chosen));
@@ -264,6 +278,7 @@ void RlRun::check_frozen_bias() const {
 }
 
 MetricList RlRun::evaluate_all(int64_t rollout_id) {
+  if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
   engine_->set_weight_version(rollout_id + 2);
   engine_->take_memory();
   MetricList metrics;

@@ -30,6 +30,9 @@ class StepModel {
   /// @return [rows, V] fp32; undefined tensor when rows is empty.
   virtual Tensor step(const Batch& batch, const std::vector<int64_t>& rows) = 0;
 
+  /// The form of the states that it fills.
+  virtual Precision precision() const { return Precision::kFp32; }
+
   /// Whether it can guess. States need a layout with MTP for it.
   virtual bool can_draft() const { return false; }
 
@@ -47,6 +50,7 @@ class WeightsModel : public StepModel {
   WeightsModel(const ExecContext& ctx, const Weights& weights) : ctx_(ctx), weights_(weights) {}
 
   Tensor step(const Batch& batch, const std::vector<int64_t>& rows) override;
+  Precision precision() const override { return weights_.precision(); }
   bool can_draft() const override { return !weights_.mtp.empty(); }
   Tensor draft(std::span<DraftSequence* const> sequences) override;
   void end_draft(std::span<DraftSequence> sequences) override;
