@@ -1,11 +1,12 @@
 // full-train and its stages: the launcher with the functions that do the work.
 #include "commands.h"
+#include "conversion.h"
 #include "execution.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/cast.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/model_tensors.h"
-#include "fathom/checkpoint/prepare_spmd.h"
+#include "fathom/launch/process_place.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
 #include "name_dialect.h"
@@ -14,10 +15,14 @@
 namespace fathom {
 namespace {
 
-void convert(const ExecContext& ctx, const std::string& from, const std::string& to) {
-  const ModelTensors source(from);
-  for (const std::string& note : source.notes()) log_info("note: ", note);
-  prepare_spmd(ctx, source, to);
+bool is_layout_given(const config::ParsedCommand& command) {
+  for (const char* name :
+       {"tensor-model-parallel-size", "pipeline-model-parallel-size", "expert-model-parallel-size",
+        "expert-tensor-parallel-size", "decoder-first-pipeline-num-layers",
+        "decoder-last-pipeline-num-layers"}) {
+    if (command.is_given(name)) return true;
+  }
+  return false;
 }
 
 void train(const ExecContext& ctx, const config::ParsedCommand& command,
@@ -37,7 +42,12 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
 
 int run_pipeline(const config::ParsedCommand& command) {
   const config::Options& o = command.options;
-  log_info(config::format_option_table(command));
+  const bool converts = command.command == config::Command::kPrepareSpmd;
+  const LaunchedProcess process =
+      converts ? launched_process(config::current_environment()) : LaunchedProcess{};
+  if (converts && process.size == 1 && o.launch.num_procs > 1 && !o.convert.plan_only)
+    return run_local_ranks(o.launch.num_procs);
+  if (process.rank == 0) log_info(config::format_option_table(command));
   if (contains(config::kTraining, command.command))
     for (const std::string& hint : run_hints(command)) log_info(hint);
   const Execution execution(o.runtime);
@@ -47,8 +57,12 @@ int run_pipeline(const config::ParsedCommand& command) {
     prepare_single(ctx, {.input = from, .output = to, .names = dialect_of(o.convert.names)});
   };
   functions.convert_to_torch_dist = [&](const std::string& from, const std::string& to) {
-    convert(ctx, from, to);
+    if (converts && o.convert.plan_only)
+      print_conversion_plans(o, is_layout_given(command), from);
+    else
+      convert_to_torch_dist(ctx, o, process, from, to);
   };
+  functions.is_one_of_several = process.size > 1;
   functions.train = [&](const config::Options& options) { train(ctx, command, options); };
   Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();
   return 0;

@@ -70,7 +70,7 @@ struct LaunchOptions {
   std::string output_dir = "/root/shared_data";
 };
 
-/// How the model is split over ranks. On the CPU every size is 1.
+/// How the model is split over ranks. On the CPU every size is 1, but for what prepare-spmd writes.
 struct ParallelOptions {
   int64_t tensor_model_parallel_size = 1;
   int64_t pipeline_model_parallel_size = 1;
@@ -80,6 +80,7 @@ struct ParallelOptions {
   bool sequence_parallel = false;
   std::optional<int64_t> decoder_first_pipeline_num_layers;
   std::optional<int64_t> decoder_last_pipeline_num_layers;
+  int64_t make_vocab_size_divisible_by = 128;  // prepare-spmd
 };
 
 /// Prompt files and how a row becomes tokens. Also the examples of `sft`.
@@ -230,9 +231,10 @@ struct ToolOptions {
   bool json = false;
 };
 
-/// prepare-single and export-hf.
+/// prepare-single, prepare-spmd and export-hf.
 struct ConvertOptions {
   std::optional<std::string> input_fp8_hf_path, output_bf16_hf_path;
+  bool plan_only = false;
   ExportDtype dtype = ExportDtype::kBf16;
   TensorNames names = TensorNames::kOfficial;
 };

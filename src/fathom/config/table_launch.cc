@@ -131,7 +131,8 @@ void describe_machines(OptionTable& table, Options& options) {
   table.group("Machines", kPipeline);
   table.add("num-nodes", &o.num_nodes, "nodes in all; SLURM_JOB_NUM_NODES when that is set")
       .at_least(1)
-      .built_only({"1"}, kOneNode);
+      .built_only({"1"}, kOneNode)
+      .all_values_for(set_of(Command::kPrepareSpmd, Command::kPrepareCp));
   table
       .add("num-gpus-per-node", &o.num_gpus_per_node,
            "local ranks on GPUs; on a CPU --num-procs counts")
@@ -139,7 +140,8 @@ void describe_machines(OptionTable& table, Options& options) {
       .not_hashed();
   table.add("num-procs", &o.num_procs, "local ranks on a CPU")
       .at_least(1)
-      .built_only({"1"}, "Several local ranks are not built yet; --threads uses all cores of one.");
+      .built_only({"1"}, "Several local ranks are not built yet; --threads uses all cores of one.")
+      .all_values_for(set_of(Command::kPrepareSpmd));
   table
       .add_choice<Hardware>("hardware", &o.hardware,
                             {{"auto", Hardware::kAuto},

@@ -62,6 +62,13 @@ void describe_conversions(OptionTable& table, Options& options) {
       .path()
       .for_commands(set_of(Command::kPrepareSingle));
 
+  table
+      .add("plan-only", &o.plan_only,
+           "print what each rank of the layout gets and end; without a layout, for the recipe's "
+           "three")
+      .for_commands(set_of(Command::kPrepareSpmd))
+      .not_hashed();
+
   table.group("Export", set_of(Command::kExportHf));
   table.add_choice<ExportDtype>("dtype", &o.dtype,
                                 {{"bf16", ExportDtype::kBf16}, {"fp8", ExportDtype::kFp8}},
