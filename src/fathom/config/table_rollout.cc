@@ -6,7 +6,8 @@ namespace {
 
 constexpr CommandSet kReadsPrompts = kPipeline | set_of(Command::kSft, Command::kEval);
 constexpr CommandSet kGenerates = kPipeline | set_of(Command::kEval);
-constexpr CommandSet kRunsEngine = kPipeline | set_of(Command::kEval, Command::kGenerate);
+constexpr CommandSet kRunsEngine =
+    kPipeline | set_of(Command::kEval, Command::kGenerate, Command::kServe);
 
 void describe_data(OptionTable& table, Options& options) {
   DataOptions& o = options.data;
