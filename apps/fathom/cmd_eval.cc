@@ -5,6 +5,7 @@
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
+#include "fathom/rollout/engine_options.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/tokenizer/tokenizer.h"
 
@@ -30,7 +31,8 @@ int run_eval(const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   if (!o.launch.hf_checkpoint)
     throw ConfigError("eval: --hf-checkpoint is needed: a model directory");
-  const std::vector<std::string>& sets = o.eval.eval_prompt_data;
+  std::vector<std::string> sets = o.eval.eval_prompt_data;
+  if (sets.size() == 1) sets.insert(sets.begin(), "aime");  // one path alone, as in training
   if (sets.empty() || sets.size() % 2 != 0) {
     throw ConfigError(
         str_cat("eval: --eval-prompt-data needs NAME PATH pairs, got ", sets.size(), " values"));
@@ -41,13 +43,13 @@ int run_eval(const config::ParsedCommand& command) {
   for (size_t i = 0; i < sets.size(); i += 2) {
     data.emplace_back(sets[i], read_prompt_file(o, sets[i + 1], tokenizer, true).prompts);
   }
-  const Weights weights =
-      load_weights(execution.context(), *o.launch.hf_checkpoint, {.with_mtp = false});
-  Engine engine(execution.context(), weights,
-                {.max_running_requests = o.engine.max_running_requests,
-                 .chunked_prefill_size = o.engine.chunked_prefill_size,
-                 .page_size = o.engine.page_size.value_or(0),
-                 .append_token = append_token_of(tokenizer)});
+  EngineOptions for_engine = engine_options(o);
+  for_engine.append_token = append_token_of(tokenizer);
+  for_engine.cache_answers = false;
+  const ExecContext& ctx = execution.context();
+  const LoadOptions parts = {.with_mtp = for_engine.num_draft_tokens > 0};
+  const Weights weights = in_precision(ctx, load_weights(ctx, *o.launch.hf_checkpoint, parts), o);
+  Engine engine(ctx, weights, for_engine);
   std::string lines;
   for (const auto& [name, prompts] : data) {
     const EvaluationResult result = evaluate(&engine, prompts, evaluation_options(o));

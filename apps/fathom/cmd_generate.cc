@@ -5,6 +5,7 @@
 #include "commands.h"
 #include "execution.h"
 #include "fathom/checkpoint/load.h"
+#include "fathom/rollout/engine_options.h"
 #include "fathom/rollout/generate.h"
 
 namespace fathom {
@@ -33,13 +34,14 @@ int run_generate(const config::ParsedCommand& command) {
   options.sampling.stop = o.tool.stop;
   options.num_samples = o.tool.num_samples;
   options.seed = static_cast<uint64_t>(o.train.seed);
-  options.max_running_requests = o.engine.max_running_requests;
-  options.chunked_prefill_size = o.engine.chunked_prefill_size;
-  options.page_size = o.engine.page_size.value_or(0);
+  options.engine = engine_options(o);
+  const bool with_mtp = options.engine.num_draft_tokens > 0;
   options.on_progress = show_progress;
   generate_file(execution.context(), *o.launch.hf_checkpoint, *o.tool.input, *o.tool.output,
                 options, [&](const std::string& directory) {
-                  return load_weights(execution.context(), directory, {.with_mtp = false});
+                  const ExecContext& ctx = execution.context();
+                  const LoadOptions parts = {.with_mtp = with_mtp};
+                  return in_precision(ctx, load_weights(ctx, directory, parts), o);
                 });
   return 0;
 }

@@ -12,7 +12,9 @@ int run_score(const config::ParsedCommand& command) {
   const std::string& directory = *command.options.launch.hf_checkpoint;
   const Execution execution(command.options.runtime);
   const auto sequences = read_token_lines(*o.input, load_model_config(directory));
-  Weights weights = load_weights(execution.context(), directory, {.with_mtp = o.with_mtp});
+  Weights weights = in_precision(
+      execution.context(), load_weights(execution.context(), directory, {.with_mtp = o.with_mtp}),
+      command.options);
   const NamedTensors tensors = score(execution.context(), weights, sequences,
                                      {.with_logits = o.with_logits,
                                       .with_gradients = o.with_gradients,

@@ -30,16 +30,16 @@ int run_sft(const config::ParsedCommand& command) {
     throw ConfigError("sft: --init checkpoint needs --hf-checkpoint DIR");
   }
   const Execution execution(o.runtime);
+  check_export_output(*o.tool.output);
   const std::string tokenizer_dir =
       o.sft.tokenizer_dir.value_or(o.launch.hf_checkpoint.value_or(""));
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_dir);
-  Weights weights = initial_weights(execution.context(), o);
+  Weights weights = in_precision(execution.context(), initial_weights(execution.context(), o), o);
   const auto examples =
       read_supervised_examples(o, tokenizer, weights.config.max_position_embeddings);
   log_info("sft: ", examples.size(), " examples, ", o.sft.sft_steps, " steps");
   fathom::run_sft(execution.context(), &weights, examples, o);
-  export_hf(execution.context(), weights,
-            {.output = *o.tool.output, .companions = tokenizer_dir});
+  export_hf(execution.context(), weights, {.output = *o.tool.output, .companions = tokenizer_dir});
   log_info("sft: wrote ", *o.tool.output);
   return 0;
 }

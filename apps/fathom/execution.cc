@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
+#include "fathom/config/derived.h"
 
 namespace fathom {
 namespace {
@@ -27,6 +28,11 @@ CpuIsa choose_isa(config::CpuKernels kernels) {
 }
 
 }  // namespace
+
+Weights in_precision(const ExecContext& ctx, Weights weights, const config::Options& options) {
+  set_precision(ctx, &weights, config::derive(options).train_precision);
+  return weights;
+}
 
 int num_usable_cores() {
   cpu_set_t set;

@@ -4,6 +4,7 @@
 #include "fathom/base/exec_context.h"
 #include "fathom/base/thread_pool.h"
 #include "fathom/config/options.h"
+#include "fathom/model/weights.h"
 
 namespace fathom {
 
@@ -17,6 +18,10 @@ class Execution {
   ThreadPool threads_;
   ExecContext context_;
 };
+
+/// Puts loaded weights into the mode that the options ask for.
+/// Errors: UserError when the model has no form in it.
+Weights in_precision(const ExecContext& ctx, Weights weights, const config::Options& options);
 
 /// Cores that this process may run on.
 int num_usable_cores();

@@ -1,5 +1,5 @@
-// The model's promises on bits: any batch, chunking, fork, thread count and instruction set gives the
-// same; gradients do not depend on where micro-batches are cut.
+// The model's promises on bits: any batch, chunking, fork, thread count and instruction set gives
+// the same; gradients do not depend on where micro-batches are cut.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -23,8 +23,12 @@ Tensor streams_of(const ExecContext& ctx, const Weights& w, const std::vector<in
 
 void expect_same_rows(const Tensor& got, const Tensor& want, const std::string& what) {
   ASSERT_EQ(got.shape(), want.shape()) << what;
-  EXPECT_EQ(std::memcmp(got.bytes(), want.bytes(), static_cast<size_t>(want.num_bytes())), 0) << what;
+  EXPECT_EQ(std::memcmp(got.bytes(), want.bytes(), static_cast<size_t>(want.num_bytes())), 0)
+      << what;
 }
+
+class ModelBitsTest : public ::testing::TestWithParam<Precision> {};
+INSTANTIATE_TEST_SUITE_P(Modes, ModelBitsTest, ::testing::ValuesIn(kAllPrecisions), name_of_mode);
 
 std::vector<std::vector<int32_t>> sequences(const Weights& w) {
   std::vector<std::vector<int32_t>> all;
@@ -35,8 +39,8 @@ std::vector<std::vector<int32_t>> sequences(const Weights& w) {
   return all;
 }
 
-TEST(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
-  const Weights w = make_tiny_weights(7);
+TEST_P(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
+  const Weights w = make_tiny_weights(7, GetParam());
   ThreadPool one(1);
   const ExecContext plain{&one, CpuIsa::kAvx2};
   std::vector<Tensor> want;
@@ -58,7 +62,7 @@ TEST(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
     }
     // Several sequences advance together, each in pieces of its own size.
     for (int64_t piece : {1, 3, 7, 16}) {
-      std::vector<SequenceState> states(all.size(), SequenceState(w.config, 16));
+      std::vector<SequenceState> states(all.size(), SequenceState(w.config, 16, GetParam()));
       bool any = true;
       for (int64_t round = 0; any; ++round) {
         any = false;
@@ -89,12 +93,12 @@ TEST(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
   });
 }
 
-TEST(ModelBitsTest, AForkGoesItsOwnWayAndLeavesTheOtherAlone) {
-  const Weights w = make_tiny_weights(7);
+TEST_P(ModelBitsTest, AForkGoesItsOwnWayAndLeavesTheOtherAlone) {
+  const Weights w = make_tiny_weights(7, GetParam());
   ThreadPool pool(2);
   const ExecContext ctx{&pool, detect_cpu_isa()};
   const auto prompt = random_ids(1, 22, w.config.vocab_size);
-  SequenceState state(w.config, 16);
+  SequenceState state(w.config, 16, GetParam());
   auto feed = [&](SequenceState* s, const std::vector<int32_t>& ids) {
     Batch batch;
     batch.token_ids = ids;
@@ -103,7 +107,8 @@ TEST(ModelBitsTest, AForkGoesItsOwnWayAndLeavesTheOtherAlone) {
     return forward_layers(ctx, w, batch, embed(ctx, w, batch));
   };
   feed(&state, prompt);
-  const auto left = random_ids(2, 30, w.config.vocab_size), right = random_ids(3, 30, w.config.vocab_size);
+  const auto left = random_ids(2, 30, w.config.vocab_size),
+             right = random_ids(3, 30, w.config.vocab_size);
   SequenceState fork = state;
   for (int64_t t = 0; t < 30; ++t) {  // interleaved, so that shared pages would be seen
     const Tensor a = feed(&state, {left[static_cast<size_t>(t)]});
@@ -117,14 +122,15 @@ TEST(ModelBitsTest, AForkGoesItsOwnWayAndLeavesTheOtherAlone) {
   }
 }
 
-TEST(ModelBitsTest, GradientsDoNotDependOnMicroBatchesThreadsOrInstructionSet) {
+TEST_P(ModelBitsTest, GradientsDoNotDependOnMicroBatchesThreadsOrInstructionSet) {
   std::vector<SupervisedExample> examples;
-  Weights reference = make_tiny_weights(3);
+  Weights reference = make_tiny_weights(3, GetParam());
   for (int64_t n : {24, 5, 40, 17, 30}) {
-    examples.push_back({random_ids(static_cast<uint64_t>(n), n, reference.config.vocab_size), n / 2});
+    examples.push_back(
+        {random_ids(static_cast<uint64_t>(n), n, reference.config.vocab_size), n / 2});
   }
   auto gradients = [&](const ExecContext& ctx, int64_t max_tokens) {
-    Weights w = make_tiny_weights(3);
+    Weights w = make_tiny_weights(3, GetParam());
     for_each_parameter(w, [](Parameter& p) { p.alloc_grad(); });
     supervised_forward_backward(ctx, w, examples, {.max_tokens_per_micro_batch = max_tokens});
     std::vector<Tensor> grads;
@@ -141,14 +147,15 @@ TEST(ModelBitsTest, GradientsDoNotDependOnMicroBatchesThreadsOrInstructionSet) {
       const std::vector<Tensor> got = gradients(ctx, max_tokens);
       ASSERT_EQ(got.size(), want.size());
       for (size_t i = 0; i < got.size(); ++i) {
-        expect_same_rows(got[i], want[i], name + ", micro-batches of " + std::to_string(max_tokens) +
-                                              ", gradient " + std::to_string(i));
+        expect_same_rows(got[i], want[i],
+                         name + ", micro-batches of " + std::to_string(max_tokens) + ", gradient " +
+                             std::to_string(i));
       }
     }
   });
 }
 
-TEST(ModelBitsTest, MtpGradientsAgreeWithCentralDifferences) {
+TEST(ModelTest, MtpGradientsAgreeWithCentralDifferences) {
   // The main model is detached: only mtp.* may get a gradient from the MTP loss.
   Weights w = make_tiny_weights(5);
   ThreadPool pool(2);
@@ -157,7 +164,8 @@ TEST(ModelBitsTest, MtpGradientsAgreeWithCentralDifferences) {
   auto mtp_loss = [&] {
     Weights copy = w;  // shares memory, has no gradient buffers of its own below
     for_each_parameter(copy, [](Parameter& p) { p.grad = Tensor(); });
-    return supervised_forward_backward(ctx, copy, examples, {.mtp_loss_scaling_factor = 1.0}).mtp_loss;
+    return supervised_forward_backward(ctx, copy, examples, {.mtp_loss_scaling_factor = 1.0})
+        .mtp_loss;
   };
   for_each_parameter(w, [](Parameter& p) {
     if (p.name.starts_with("mtp.")) p.alloc_grad();
@@ -183,14 +191,15 @@ TEST(ModelBitsTest, MtpGradientsAgreeWithCentralDifferences) {
     const double slope = (moved(h) - moved(-h)) / (2.0 * h);
     std::memcpy(p.master.f32(), saved.f32(), static_cast<size_t>(saved.num_bytes()));
     // fp32 losses near 4 carry an error of about 1e-6, divided by the step of 0.02.
-    EXPECT_NEAR(slope / std::sqrt(square), std::sqrt(square), 0.02 * std::sqrt(square) + 2e-4) << p.name;
+    EXPECT_NEAR(slope / std::sqrt(square), std::sqrt(square), 0.02 * std::sqrt(square) + 2e-4)
+        << p.name;
     ++checked;
   });
   EXPECT_GT(checked, 20);
 }
 
-TEST(ModelBitsTest, ReplayedRoutesAreUsedAndOwnRoutesReplayToTheSameBits) {
-  const Weights w = make_tiny_weights(7);
+TEST_P(ModelBitsTest, ReplayedRoutesAreUsedAndOwnRoutesReplayToTheSameBits) {
+  const Weights w = make_tiny_weights(7, GetParam());
   ThreadPool pool(1);
   const ExecContext ctx{&pool, detect_cpu_isa()};
   const auto ids = random_ids(1, 40, w.config.vocab_size);
@@ -214,7 +223,7 @@ TEST(ModelBitsTest, ReplayedRoutesAreUsedAndOwnRoutesReplayToTheSameBits) {
             0);
 }
 
-TEST(ModelBitsTest, ABadBatchNamesItsSegment) {
+TEST(ModelTest, ABadBatchNamesItsSegment) {
   const Weights w = make_tiny_weights(7);
   ThreadPool pool(1);
   const ExecContext ctx{&pool, detect_cpu_isa()};
@@ -229,7 +238,8 @@ TEST(ModelBitsTest, ABadBatchNamesItsSegment) {
   EXPECT_NE(message({{1, 2}, {{.num_tokens = 3}}}).find("3 tokens"), std::string::npos);
   EXPECT_NE(message({{64}, {{.num_tokens = 1}}}).find("token id 64"), std::string::npos);
   EXPECT_NE(message({{-1}, {{.num_tokens = 1}}}).find("token id -1"), std::string::npos);
-  EXPECT_NE(message({{1}, {{.start_pos = 4, .num_tokens = 1}}}).find("segment 0"), std::string::npos);
+  EXPECT_NE(message({{1}, {{.start_pos = 4, .num_tokens = 1}}}).find("segment 0"),
+            std::string::npos);
   Batch too_long;
   too_long.token_ids.assign(1025, 1);
   too_long.segments.push_back({.num_tokens = 1025});

@@ -1,12 +1,14 @@
-// The loop's promises: rollout and trainer agree bit for bit, a planted fault is seen, and a run that is
-// interrupted ends with the bits of one that was not, on other threads and another instruction set too.
+// The loop's promises: rollout and trainer agree bit for bit, a planted fault is seen, and a run
+// that is interrupted ends with the bits of one that was not, on other threads and another
+// instruction set too.
+#include "fathom/rl/rl_run.h"
+
 #include <cmath>
 #include <filesystem>
 
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
 #include "fathom/rl/rl_options.h"
-#include "fathom/rl/rl_run.h"
 #include "tests/integration/tiny_model.h"
 
 namespace fathom {
@@ -85,23 +87,73 @@ TEST_F(RlRunTest, AnInterruptedRunEndsWithTheBitsOfAnUninterruptedOne) {
   EXPECT_EQ(metric(cut_path, "rollout/raw_reward"), metric(whole_path, "rollout/raw_reward"));
 }
 
-TEST_F(RlRunTest, TheLogProbDifferenceIsExactlyZeroInEveryStep) {
-  const std::string path = fresh_directory("p1");
+class RlRunModesTest : public RlRunTest, public ::testing::WithParamInterface<Precision> {
+ protected:
+  static config::Precision option() {
+    switch (GetParam()) {
+      case Precision::kFp32:
+        return config::Precision::kFp32;
+      case Precision::kParityBf16:
+        return config::Precision::kParityBf16;
+      case Precision::kParityFp8:
+        return config::Precision::kParityFp8;
+    }
+    return config::Precision::kFast;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Modes, RlRunModesTest, ::testing::ValuesIn(kAllPrecisions), name_of_mode);
+
+TEST_P(RlRunModesTest, TheLogProbDifferenceIsExactlyZeroInEveryStep) {
+  const std::string path = fresh_directory(str_cat("p1_", precision_name(GetParam())));
   config::Options o = small_run();
+  o.runtime.precision = option();
   o.rollout.rollout_top_p = 0.9;
   o.train.num_steps_per_rollout = 2;
   o.algorithm.use_rollout_routing_replay = true;
   o.train.max_tokens_per_gpu = 40;
-  run(o, path, 2, detect_cpu_isa());
+  const Weights w = run(o, path, 2, detect_cpu_isa());
+  EXPECT_EQ(w.precision(), GetParam());
+  EXPECT_FALSE(same_masters(w, make_tiny_weights(11)));
   const auto difference = metric(path, "train/train_rollout_logprob_abs_diff");
   ASSERT_EQ(difference.size(), 5u);
   for (double d : difference) EXPECT_EQ(d, 0.0);
 }
 
-TEST_F(RlRunTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
+TEST_F(RlRunTest, ModesLearnDifferentBitsAndFastDiffersBetweenRolloutAndTrainer) {
+  const auto run_in = [&](const std::string& name, const auto& set_options) {
+    config::Options o = small_run();
+    o.rollout.num_rollout = 3;
+    set_options(&o);
+    const std::string path = fresh_directory(name);
+    const Weights w = run(o, path, 2, detect_cpu_isa());
+    return std::pair(metric(path, "train/train_rollout_logprob_abs_diff"), w);
+  };
+  using config::Options;
+  const auto fp8 =
+      run_in("m8", [](Options* o) { o->runtime.precision = config::Precision::kParityFp8; });
+  const auto bf16 =
+      run_in("m16", [](Options* o) { o->launch.train_fp8 = o->launch.rollout_fp8 = false; });
+  EXPECT_EQ(bf16.second.precision(), Precision::kParityBf16);
+  EXPECT_FALSE(same_masters(fp8.second, bf16.second));
+  // The trainer in FP8, rollout in BF16 and the other way round: never equal, never far apart.
+  for (const bool train_fp8 : {true, false}) {
+    const auto fast = run_in("fast", [&](Options* o) {
+      o->launch.train_fp8 = train_fp8;
+      o->launch.rollout_fp8 = !train_fp8;
+      o->algorithm.use_rollout_routing_replay = true;
+    });
+    EXPECT_EQ(fast.second.precision(), train_fp8 ? Precision::kParityFp8 : Precision::kParityBf16);
+    for (const double d : fast.first) {
+      EXPECT_GT(d, 1e-4);
+      EXPECT_LT(d, 0.3);
+    }
+  }
+}
+
+TEST_P(RlRunModesTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
   ThreadPool pool(2);
   const ExecContext ctx{&pool, detect_cpu_isa()};
-  Weights w = make_tiny_weights(11);
+  Weights w = make_tiny_weights(11, GetParam());
   const config::Options o = small_run();
   const auto prompts = read_prompt_file(o, *o.data.prompt_data, tokenizer_, false).prompts;
   PromptCursor cursor(static_cast<int64_t>(prompts.size()), true, 1);
@@ -114,11 +166,34 @@ TEST_F(RlRunTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
   }
   for_each_parameter(w, [](Parameter& p) { p.alloc_grad(); });
   const PolicyStepOptions options = policy_step_options(o);
-  EXPECT_EQ(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff, 0.0);
-  // One bit of one weight that every token passes.
-  float* weight = w.layers[1].attn.wo_b.master.f32();
-  *weight = std::nextafter(*weight, 1e9f);
-  EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff, 0.0);
+  EXPECT_EQ(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
+            0.0);
+  // A part that rounds otherwise than the engine did.
+  if (GetParam() != Precision::kFp32) {
+    w.layers[1].ffn.rounding = Rounding();
+    EXPECT_NE(
+        policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
+        0.0);
+    w.layers[1].ffn.rounding = Rounding(GetParam());
+    EXPECT_EQ(
+        policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
+        0.0);
+  }
+  // One step, in its format, of one weight that every token passes.
+  float* weight = w.layers[1].attn.wo_b.compute.f32();
+  switch (GetParam()) {
+    case Precision::kFp32:
+      *weight = std::nextafter(*weight, 1e9f);
+      break;
+    case Precision::kParityBf16:
+      *weight *= 1 + 0x1p-7f;
+      break;
+    case Precision::kParityFp8:
+      *weight *= 1 + 0x1p-3f;
+      break;
+  }
+  EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
+            0.0);
 }
 
 TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOnce) {
@@ -148,11 +223,28 @@ TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOn
   EXPECT_EQ(indices[0], indices[2]);
 }
 
+TEST_F(RlRunTest, SpeculationAndLittleMemoryChangeNoBitOfTraining) {
+  const Weights plain = run(small_run(), fresh_directory("plain"), 2, detect_cpu_isa());
+  const std::string path = fresh_directory("speculative");
+  config::Options o = small_run();
+  o.launch.enable_mtp = true;
+  o.engine.state_memory_bytes = 120000;  // about three answers at a time
+  o.engine.max_running_requests = 6;
+  o.algorithm.use_rollout_routing_replay = true;
+  EXPECT_TRUE(same_masters(plain, run(o, path, 2, detect_cpu_isa())));
+  for (double d : metric(path, "train/train_rollout_logprob_abs_diff")) EXPECT_EQ(d, 0.0);
+  EXPECT_EQ(metric(path, "rollout/spec_accept_rate").size(), 5u);
+  for (double bytes : metric(path, "perf/state_bytes_released")) {
+    EXPECT_GT(bytes, 0.0);
+    EXPECT_LE(bytes, 120000.0);
+  }
+}
+
 TEST_F(RlRunTest, ASecondProcessOnTheSameDirectoryIsRefused) {
   const std::string path = fresh_directory("lock");
-  const RunDirectory first(path, Json::object());
+  const RunDirectory first(path);
   try {
-    RunDirectory second(path, Json::object());
+    RunDirectory second(path);
     FAIL();
   } catch (const UserError& e) {
     EXPECT_NE(std::string(e.what()).find("another process"), std::string::npos);

@@ -17,18 +17,32 @@ inline std::string source_path(const std::string& name) {
   return std::string(FATHOM_SOURCE_DIR) + "/" + name;
 }
 
-inline Weights make_tiny_weights(uint64_t seed) {
+inline Weights make_tiny_weights(uint64_t seed, Precision precision = Precision::kFp32) {
   const std::string path = source_path("configs/tiny/model.json");
   Weights w = make_weights(parse_model_config(read_json_file(path), path));
   init_random_weights(w, seed);
+  if (precision != Precision::kFp32) {
+    ThreadPool pool(1);
+    set_precision({&pool, CpuIsa::kAvx2}, &w, precision);
+  }
   return w;
+}
+
+/// For tests that hold in every mode: INSTANTIATE_TEST_SUITE_P(Modes, Name, ::testing::ValuesIn(
+/// kAllPrecisions), name_of_mode).
+inline constexpr Precision kAllPrecisions[] = {Precision::kFp32, Precision::kParityBf16,
+                                               Precision::kParityFp8};
+inline std::string name_of_mode(const ::testing::TestParamInfo<Precision>& info) {
+  std::string name = precision_name(info.param);
+  std::erase(name, '-');
+  return name;
 }
 
 inline std::vector<int32_t> random_ids(uint64_t seed, int64_t n, int64_t vocab) {
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < n; ++i) {
-    ids.push_back(static_cast<int32_t>(mix64(seed, static_cast<uint64_t>(i)) %
-                                       static_cast<uint64_t>(vocab)));
+    ids.push_back(
+        static_cast<int32_t>(mix64(seed, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
   }
   return ids;
 }
@@ -41,8 +55,8 @@ inline bool same_masters(const Weights& a, const Weights& b) {
   if (of_a.size() != of_b.size()) return false;
   for (size_t i = 0; i < of_a.size(); ++i) {
     if (of_a[i].num_bytes() != of_b[i].num_bytes() ||
-        std::memcmp(of_a[i].bytes(), of_b[i].bytes(),
-                    static_cast<size_t>(of_a[i].num_bytes())) != 0) {
+        std::memcmp(of_a[i].bytes(), of_b[i].bytes(), static_cast<size_t>(of_a[i].num_bytes())) !=
+            0) {
       return false;
     }
   }

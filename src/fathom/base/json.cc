@@ -24,7 +24,8 @@ Json parse_json(std::string_view text, const std::string& origin) {
   try {
     value = Json::parse(text.begin(), text.end(), watch_keys);
   } catch (const Json::exception& e) {
-    throw UserError(str_cat(origin, ": not valid JSON: ", e.what()));
+    throw UserError(str_cat(origin, ": not valid JSON: ", e.what(),
+                            "\n  fix: correct the text at that place"));
   }
   FATHOM_CHECK(duplicate.empty(), origin, ": the key \"", duplicate,
                "\" appears twice in one object\n  fix: remove one of the two");

@@ -73,6 +73,18 @@ std::vector<float> row_major(const Parameter& p) {
   return values;
 }
 
+TEST_F(LoadTest, CopiesOfEmbeddingAndHeadInMtpModulesAreLeftAside) {
+  const std::string dir = copy_of("small");
+  Tensors tensors = tensors_of(dir);
+  tensors["mtp.0.emb.tok_emb.weight"] = tensors.at("embed.weight");
+  tensors["mtp.0.head.weight"] = tensors.at("head.weight");
+  write_back(dir, tensors);
+  EXPECT_EQ(problem_of(dir), "accepted");
+  const ModelTensors model(dir);
+  ASSERT_FALSE(model.notes().empty());
+  EXPECT_NE(model.notes().back().find("2 copies"), std::string::npos) << model.notes().back();
+}
+
 // The decoded bytes of every tensor have the hash that an independent decoder gave.
 TEST_F(LoadTest, QuantisedGoldensDecodeToTheStatedBytes) {
   for (const char* name : {"small_official", "small_base", "small_sgl"}) {

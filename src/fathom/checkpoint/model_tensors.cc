@@ -18,6 +18,14 @@ ModelConfig read_config(const std::string& directory) {
   return config;
 }
 
+/// A copy of the embedding or of the head inside an MTP module, which shares the main model's. In
+/// SGLang-style names the module is a layer and the twins keep that dialect's leaf names.
+bool is_shared_copy(std::string_view official) {
+  if (!official.starts_with("mtp.")) return false;
+  return official.ends_with(".emb.tok_emb.weight") || official.ends_with(".head.weight") ||
+         official.ends_with(".embed_tokens.weight");
+}
+
 }  // namespace
 
 ModelTensors::ModelTensors(const std::string& directory, bool with_mtp)
@@ -56,12 +64,16 @@ ModelTensors::ModelTensors(const std::string& directory, bool with_mtp)
 // Pairs weights with scales and finds out how each is encoded.
 void ModelTensors::collect(bool with_mtp) {
   std::map<std::string, const StoredTensor*> weights, scales;
-  int64_t num_foreign_mtp = 0;
+  int64_t num_foreign_mtp = 0, num_shared_copies = 0;
   for (const auto& [name, tensor] : shards_.tensors()) {
     const TensorName parsed = parse_tensor_name(name, config_.num_hidden_layers);
     const auto module = mtp_module(parsed.official);
     if (module && *module >= config_.num_nextn_predict_layers) {
       ++num_foreign_mtp;
+      continue;
+    }
+    if (is_shared_copy(parsed.official)) {
+      ++num_shared_copies;
       continue;
     }
     auto& side = parsed.is_scale ? scales : weights;
@@ -74,6 +86,11 @@ void ModelTensors::collect(bool with_mtp) {
   if (with_mtp && num_foreign_mtp > 0) {
     notes_.push_back(str_cat(directory_, ": ", num_foreign_mtp,
                              " tensors of MTP or draft modules are left aside"));
+  }
+  if (num_shared_copies > 0) {
+    notes_.push_back(str_cat(directory_, ": ", num_shared_copies,
+                             " copies of the embedding or head ",
+                             "in MTP modules are left aside; the modules share the main model's"));
   }
   for (const auto& [official, tensor] : weights) {
     const auto scale = scales.find(official);

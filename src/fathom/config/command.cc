@@ -40,7 +40,8 @@ const std::vector<UnbuiltCommand>& unbuilt_commands() {
   static const std::vector<UnbuiltCommand> commands = {
       {"bench", "The speed benchmarks are not a subcommand yet; `make bench` runs them."},
       {"plan", "The memory and time model is not built yet."},
-      {"prepare-mxfp8", "MXFP8 checkpoints are not built yet; rollout runs in fp32 on the CPU."},
+      {"prepare-mxfp8",
+       "MXFP8 checkpoints are not built yet; --precision parity-fp8 rolls out in FP8 blocks."},
   };
   return commands;
 }

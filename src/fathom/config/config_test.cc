@@ -254,9 +254,7 @@ TEST(RefusalTest, WhatIsNotBuiltIsRefusedWithASentence) {
       {{"--advantage-estimator", "gspo"}, "--advantage-estimator gspo: Only grpo is built"},
       {{"--use-kl-loss"}, "--use-kl-loss: A reference model is not built yet"},
       {{"--kl-loss-coef", "0.1"}, "--kl-loss-coef 0.1: A reference model"},
-      {{"--precision", "parity-fp8"}, "--precision parity-fp8: This build computes on the CPU"},
-      {{"--train-fp8"}, "--train-fp8: This build computes on the CPU"},
-      {{"--no-rollout-fp8"}, "--no-rollout-fp8: This build computes on the CPU"},
+      {{"--precision", "fast"}, "--precision fast is trainer and rollout in different"},
       {{"--no-train-deterministic"}, "--no-train-deterministic: A faster mode"},
       {{"--sglang-tp-size", "8"}, "--sglang-tp-size 8: An engine over several ranks"},
       {{"--partial-rollout"}, "--partial-rollout: Partial and asynchronous rollout"},
@@ -318,6 +316,11 @@ TEST(RulesTest, OptionsThatContradictEachOtherAreNamedWithTheirValues) {
       {{"--model-name", "DeepSeek-V3"}, "--model-name DeepSeek-V3 is none of"},
       {{"--run-id", "a/b"}, "--run-id: 'a/b' cannot name a directory"},
       {{"--train-fp8", "--train-mxfp8"}, "--train-mxfp8: MXFP8 is not built yet"},
+      {{"--speculative-num-steps", "2"},
+       "--sglang-speculative-num-steps says how tokens are guessed"},
+      {{"--enable-mtp", "--speculative-num-draft-tokens", "3"},
+       "--sglang-speculative-num-draft-tokens 3 must be one more than"},
+      {{"--enable-mtp", "--speculative-eagle-topk", "4"}, "A tree of guesses is not built"},
   };
   for (const auto& [args, sentence] : cases) EXPECT_TRUE(has(error_of(args), sentence));
   EXPECT_TRUE(
@@ -395,8 +398,19 @@ TEST(DerivedTest, PrecisionFollowsTheFp8SwitchesWhenGiven) {
   EXPECT_EQ(resolve(false, {}, {}, &problem), Precision::kFast);
   EXPECT_EQ(resolve(true, {}, Precision::kParityFp8, &problem), Precision::kParityFp8);
   EXPECT_EQ(problem, "");
+  resolve({}, {}, Precision::kFast, &problem);
+  EXPECT_TRUE(has(problem, "--no-rollout-fp8"));
   resolve(true, true, Precision::kFp32, &problem);
   EXPECT_TRUE(has(problem, "--precision fp32 contradicts --train-fp8"));
+}
+
+TEST(DerivedTest, GuessedTokensFollowTheSpeculativeOptions) {
+  EXPECT_EQ(num_guessed_tokens(parse({}).options), 0);
+  EXPECT_EQ(num_guessed_tokens(parse({"--enable-mtp"}).options), 3);
+  const Words recipe = {
+      "--sglang-speculative-algorithm",  "EAGLE", "--sglang-speculative-num-steps",        "2",
+      "--sglang-speculative-eagle-topk", "1",     "--sglang-speculative-num-draft-tokens", "3"};
+  EXPECT_EQ(num_guessed_tokens(parse(recipe).options), 2);
 }
 
 TEST(DerivedTest, RunIdsAreTimeAndThreeDigits) {

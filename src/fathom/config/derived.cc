@@ -8,6 +8,25 @@
 
 namespace fathom::config {
 
+namespace {
+
+/// The mode of one side, given its switch.
+fathom::Precision model_precision(Precision precision, const std::optional<bool>& fp8) {
+  switch (precision) {
+    case Precision::kFp32:
+      return fathom::Precision::kFp32;
+    case Precision::kParityBf16:
+      return fathom::Precision::kParityBf16;
+    case Precision::kParityFp8:
+      return fathom::Precision::kParityFp8;
+    case Precision::kFast:
+      return fp8.value_or(true) ? fathom::Precision::kParityFp8 : fathom::Precision::kParityBf16;
+  }
+  return fathom::Precision::kFp32;
+}
+
+}  // namespace
+
 Derived derive(const Options& options) {
   const LaunchOptions& o = options.launch;
   Derived d;
@@ -36,6 +55,8 @@ Derived derive(const Options& options) {
   d.rollout_num_gpus = (d.colocate ? o.num_nodes : o.rollout_num_nodes) * o.num_gpus_per_node;
   std::string problem;
   d.precision = resolve_precision(options, &problem);
+  d.train_precision = model_precision(d.precision, o.train_fp8);
+  d.rollout_precision = model_precision(d.precision, o.rollout_fp8);
   return d;
 }
 
@@ -57,10 +78,24 @@ const char* precision_name(Precision precision) {
 
 }  // namespace
 
+int64_t num_guessed_tokens(const Options& options) {
+  constexpr int64_t kUsualSteps = 3;
+  const EngineOptions& o = options.engine;
+  if (!options.launch.enable_mtp && !o.speculative_algorithm) return 0;
+  return o.speculative_num_steps.value_or(kUsualSteps);
+}
+
 Precision resolve_precision(const Options& options, std::string* problem) {
   const LaunchOptions& o = options.launch;
   const std::optional<Precision>& given = options.runtime.precision;
-  if (!o.train_fp8 && !o.rollout_fp8) return given.value_or(Precision::kFp32);
+  if (!o.train_fp8 && !o.rollout_fp8) {
+    if (given == Precision::kFast)
+      *problem =
+          "--precision fast is trainer and rollout in different number formats: add --train-fp8 "
+          "and --no-rollout-fp8, or the other way round. Nothing is faster on the CPU than fp32, "
+          "in which they agree";
+    return given.value_or(Precision::kFp32);
+  }
   const bool train = o.train_fp8.value_or(true), rollout = o.rollout_fp8.value_or(true);
   const Precision asked = train != rollout ? Precision::kFast
                           : train          ? Precision::kParityFp8

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "fathom/base/precision.h"
 #include "fathom/config/options.h"
 
 namespace fathom::config {
@@ -33,15 +34,22 @@ struct Derived {
   int64_t actor_num_nodes = 1;
   int64_t rollout_num_gpus = 1;
   Precision precision = Precision::kFp32;
+  // What precision stands for; they differ in fast alone.
+  fathom::Precision train_precision = fathom::Precision::kFp32;
+  fathom::Precision rollout_precision = fathom::Precision::kFp32;
 };
 
 /// Pure: the same options give the same answer.
 Derived derive(const Options& options);
 
+/// Tokens that the engine guesses at a time: the speculative options, or 3 with --enable-mtp;
+/// 0: none.
+int64_t num_guessed_tokens(const Options& options);
+
 /// The mode that --precision, --train-fp8 and --rollout-fp8 ask for: both on parity-fp8, both off
 /// parity-bf16, different fast; of the two one that is not given counts as on. None given: fp32 on
 /// the CPU.
-/// @param[out] problem says what contradicts, or stays as it is.
+/// @param[out] problem says what contradicts or is not enough, or stays as it is.
 Precision resolve_precision(const Options& options, std::string* problem);
 
 /// UTC "%y%m%d-%H%M%S" and "-" and three random digits.

@@ -115,13 +115,22 @@ struct RolloutOptions {
   bool rollout_skip_special_tokens = false;
 };
 
+enum class Admission { kEstimate, kWorstCase };
+enum class SpeculativeAlgorithm { kEagle, kNextn };  // two names of the same: the MTP head
+
 /// The rollout engine, also of `generate` and `eval`. Changes no bits of any answer. Flags are
 /// --sglang-max-running-requests or --max-running-requests, and so on.
 struct EngineOptions {
   int64_t max_running_requests = 64;
   int64_t chunked_prefill_size = 8192;  // prompt tokens of one step
   std::optional<int64_t> page_size;     // tokens a page of state covers; unset: fits the model
-  double mem_fraction_static = 0.5;     // of device memory; no meaning on the CPU
+  double mem_fraction_static = 0.5;     // of the memory that is free, for states
+  std::optional<int64_t> state_memory_bytes;  // the same in bytes
+  Admission admission = Admission::kEstimate;
+  bool disable_radix_cache = false;  // no prefix cache
+  std::optional<SpeculativeAlgorithm> speculative_algorithm;
+  std::optional<int64_t> speculative_num_steps, speculative_num_draft_tokens;
+  int64_t speculative_eagle_topk = 1;
   int64_t rollout_num_gpus_per_engine = 1;
   int64_t tp_size = 1, dp_size = 1, ep_size = 1;
   bool enable_dp_attention = false;

@@ -103,9 +103,6 @@ void check_training(const ParsedCommand& p, Complaints& out) {
                    str_cat("--eval-interval ", *o.eval.eval_interval,
                            " has nothing to evaluate on; give --eval-prompt-data NAME PATH")});
   const CheckpointOptions& c = o.checkpoint;
-  if (o.launch.skip_saving && p.is_given("save-interval"))
-    out.push_back({{"skip-saving", "save-interval"},
-                   "--save-interval contradicts --skip-saving; leave one out"});
   if (c.save_retain_interval && c.save_interval && *c.save_retain_interval % *c.save_interval != 0)
     out.push_back({{"save-retain-interval", "save-interval"},
                    str_cat("--save-retain-interval ", *c.save_retain_interval,
@@ -118,6 +115,27 @@ void check_training(const ParsedCommand& p, Complaints& out) {
                              ": a place of its own for checkpoints is not "
                              "built yet; they are in ",
                              checkpoints, " by --save-dir and --run-id")});
+}
+
+void check_speculation(const ParsedCommand& p, Complaints& out) {
+  const EngineOptions& o = p.options.engine;
+  const int64_t guessed = num_guessed_tokens(p.options);
+  for (const auto& [name, value] :
+       {std::pair{"sglang-speculative-num-steps", o.speculative_num_steps},
+        std::pair{"sglang-speculative-num-draft-tokens", o.speculative_num_draft_tokens}}) {
+    if (value && guessed == 0)
+      out.push_back({{name, "sglang-speculative-algorithm"},
+                     str_cat("--", name,
+                             " says how tokens are guessed, and none are; give "
+                             "--sglang-speculative-algorithm EAGLE, or leave it out")});
+  }
+  if (guessed > 0 && o.speculative_num_draft_tokens &&
+      *o.speculative_num_draft_tokens != guessed + 1)
+    out.push_back(
+        {{"sglang-speculative-num-draft-tokens", "sglang-speculative-num-steps"},
+         str_cat("--sglang-speculative-num-draft-tokens ", *o.speculative_num_draft_tokens,
+                 " must be one more than --sglang-speculative-num-steps, which is ", guessed,
+                 ": a chain of guesses and the token before it")});
 }
 
 void check_eval_pairs(const ParsedCommand& p, Complaints& out) {
@@ -176,6 +194,7 @@ std::vector<Complaint> check_rules(const ParsedCommand& p) {
   std::string problem;
   resolve_precision(p.options, &problem);
   if (!problem.empty()) out.push_back({{"precision", "train-fp8", "rollout-fp8"}, problem});
+  check_speculation(p, out);
   if (contains(kPipeline, p.command)) check_launch(p, out);
   if (contains(kTraining, p.command)) check_training(p, out);
   if (contains(kPipeline | set_of(Command::kEval), p.command)) check_eval_pairs(p, out);

@@ -6,8 +6,6 @@ namespace {
 
 const char* const kOneNode =
     "Several nodes are not built yet: this build runs on one node, in one process.";
-const char* const kCpuOnly =
-    "This build computes on the CPU in fp32; FP8 and BF16 are not built yet.";
 
 void describe_runtime(OptionTable& table, Options& options) {
   RuntimeOptions& o = options.runtime;
@@ -23,14 +21,14 @@ void describe_runtime(OptionTable& table, Options& options) {
                                {"avx512", CpuKernels::kAvx512}},
                               "instruction set of the kernels. Results do not depend on it")
       .not_hashed();
-  table
-      .add_choice<Precision>("precision", &o.precision,
-                             {{"fp32", Precision::kFp32},
-                              {"parity-bf16", Precision::kParityBf16},
-                              {"parity-fp8", Precision::kParityFp8},
-                              {"fast", Precision::kFast}},
-                             "number formats of the products; unset: fp32 on the CPU")
-      .built_only({"fp32"}, kCpuOnly);
+  table.add_choice<Precision>(
+      "precision", &o.precision,
+      {{"fp32", Precision::kFp32},
+       {"parity-bf16", Precision::kParityBf16},
+       {"parity-fp8", Precision::kParityFp8},
+       {"fast", Precision::kFast}},
+      "number formats of products and caches; unset: fp32 on the CPU. fast: "
+      "trainer and rollout in different ones, see --train-fp8");
 }
 
 void describe_places(OptionTable& table, Options& options) {
@@ -102,16 +100,20 @@ void describe_recipe(OptionTable& table, Options& options) {
       .built_only({"true"},
                   "A faster mode with other bits is not built: CPU results are always the "
                   "same bits.");
-  table.add("train-fp8", &o.train_fp8, "FP8 products in the trainer; acts only when given")
-      .built_only({}, kCpuOnly);
-  table.add("rollout-fp8", &o.rollout_fp8, "FP8 products in rollout; acts only when given")
-      .built_only({}, kCpuOnly);
+  table.add(
+      "train-fp8", &o.train_fp8,
+      "FP8 or (--no-) BF16 in the trainer. Acts only when it or --rollout-fp8 is given: both on "
+      "is --precision parity-fp8, both off parity-bf16, different fast");
+  table.add("rollout-fp8", &o.rollout_fp8,
+            "FP8 or (--no-) BF16 in rollout; together with --train-fp8");
   table.add("train-mxfp8", &o.train_mxfp8, "MXFP8 products in the trainer")
       .built_only({"false"}, "MXFP8 is not built yet.");
   table.add("rollout-mxfp8", &o.rollout_mxfp8, "MXFP8 products in rollout")
       .built_only({"false"}, "MXFP8 is not built yet.");
-  table.add("enable-mtp", &o.enable_mtp, "draft tokens with the MTP block in rollout")
-      .built_only({"false"}, "Speculative rollout is not built yet.");
+  table
+      .add("enable-mtp", &o.enable_mtp,
+           "guess tokens with the MTP head in rollout: --sglang-speculative-algorithm EAGLE")
+      .not_hashed();
   table.add("optimizer-offload", &o.optimizer_offload, "optimizer state in host memory")
       .without_effect("on the CPU the optimizer's state is in host memory anyway.")
       .not_hashed();

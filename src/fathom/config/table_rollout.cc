@@ -59,7 +59,8 @@ void describe_rollout(OptionTable& table, Options& options) {
   table
       .add("dynamic-sampling-filter-path", &o.dynamic_sampling_filter_path,
            "check_reward_nonzero_std drops prompts whose answers are all equally good")
-      .built_only({"", "check_reward_nonzero_std"},
+      .built_only({"", "check_reward_nonzero_std",
+                   "miles.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"},
                   "The only filter that is built is check_reward_nonzero_std; filters of one's own "
                   "are not built yet.");
   table
@@ -116,11 +117,51 @@ void describe_engine(OptionTable& table, Options& options) {
       .at_least(1)
       .not_hashed();
   table
-      .add("sglang-mem-fraction-static", &o.mem_fraction_static,
-           "share of the GPU's memory for weights and state")
+      .add(
+          "sglang-mem-fraction-static", &o.mem_fraction_static,
+          "share of the memory that is free at the start that states and cached prefixes may take. "
+          "No answer depends on it")
       .above(0)
       .at_most(1)
-      .without_effect("it divides GPU memory, and state in host memory grows as needed.")
+      .not_hashed();
+  table
+      .add("sglang-state-memory-bytes", &o.state_memory_bytes,
+           "the same in bytes, counts before --sglang-mem-fraction-static")
+      .at_least(1)
+      .not_hashed();
+  table
+      .add_choice<Admission>(
+          "sglang-admission", &o.admission,
+          {{"estimate", Admission::kEstimate}, {"worst-case", Admission::kWorstCase}},
+          "memory set aside for tokens to come: worst-case never preempts, estimate runs more at a "
+          "time")
+      .not_hashed();
+  table
+      .add("sglang-disable-radix-cache", &o.disable_radix_cache,
+           "keep no states of prompts for others that begin the same")
+      .not_hashed();
+  table
+      .add_choice<SpeculativeAlgorithm>(
+          "sglang-speculative-algorithm", &o.speculative_algorithm,
+          {{"EAGLE", SpeculativeAlgorithm::kEagle}, {"NEXTN", SpeculativeAlgorithm::kNextn}},
+          "guess tokens with the MTP head and verify them; both names mean that. No answer depends "
+          "on it")
+      .not_hashed();
+  table
+      .add("sglang-speculative-num-steps", &o.speculative_num_steps,
+           "tokens guessed at a time; unset: 3")
+      .at_least(1)
+      .not_hashed();
+  table
+      .add("sglang-speculative-eagle-topk", &o.speculative_eagle_topk,
+           "guesses for each place: one")
+      .at_least(1)
+      .built_only({"1"}, "A tree of guesses is not built; one chain is.")
+      .not_hashed();
+  table
+      .add("sglang-speculative-num-draft-tokens", &o.speculative_num_draft_tokens,
+           "tokens verified at a time: one more than are guessed, as a chain has it")
+      .at_least(2)
       .not_hashed();
   table
       .add("sglang-attention-backend", &o.attention_backend,

@@ -121,9 +121,6 @@ void describe_unbuilt_options(OptionTable& table) {
       {"rollout-external", "rollout-external-engine-addrs", "sglang-config", "sglang-router-ip",
        "sglang-router-port", "prefill-num-servers", "ft-components", "control-server-port"},
       "Rollout engines in other processes are not built yet.");
-  table.add_unbuilt({"sglang-speculative-algorithm", "sglang-speculative-num-steps",
-                     "sglang-speculative-eagle-topk", "sglang-speculative-num-draft-tokens"},
-                    "Speculative rollout is not built yet.");
 }
 
 }  // namespace fathom::config

@@ -37,10 +37,11 @@ std::string split_row_range(const std::string& path, RowRange* range) {
   return path.substr(0, at);
 }
 
-std::string label_of(const Json& row, const std::string& key, const std::string& origin) {
+std::string label_of(const Json& row, const PromptFileOptions& options, const std::string& origin) {
+  const std::string& key = options.label_key;
   if (key.empty()) return "";
   FATHOM_CHECK(row.contains(key), origin, ": the label \"", key,
-               "\" is missing\n  fix: add it, or name ", "another field with --label-key");
+               "\" is missing\n  fix: add it, or name another field with ", options.label_option);
   const Json& label = row[key];
   FATHOM_CHECK(label.is_string() || label.is_number(), origin, ": the label \"", key, "\" is ",
                label.dump(), ", needs a string or a number");
@@ -53,7 +54,7 @@ Prompt parse_row(const Json& row, const std::string& origin, const PromptFileOpt
   FATHOM_CHECK(row.contains(options.input_key), origin, ": the prompt \"", options.input_key,
                "\" is missing\n  fix: add it, or name another field with --input-key");
   Prompt prompt;
-  prompt.label = label_of(row, options.label_key, origin);
+  prompt.label = label_of(row, options, origin);
   if (row.contains(options.metadata_key) && row[options.metadata_key].is_object()) {
     prompt.metadata = row[options.metadata_key];
   }
@@ -86,7 +87,7 @@ PromptFile read_prompts(const std::string& path_with_range, const PromptFileOpti
   RowRange range;
   const std::string path = split_row_range(path_with_range, &range);
   FATHOM_CHECK(path.ends_with(".jsonl"), "prompt file ", path,
-               ": unsupported format\n  fix: use a .jsonl file");
+               ": this build reads .jsonl files only\n  fix: convert it, one JSON object a line");
   const std::string text = read_file(path);
   PromptFile file;
   int64_t line_number = 0, row_number = 0;
@@ -120,7 +121,9 @@ PromptFile read_prompts(const std::string& path_with_range, const PromptFileOpti
   }
   if (file.num_bad_lines > 0) log_warning(path, ": skipped ", file.num_bad_lines, " bad lines");
   FATHOM_CHECK(!file.prompts.empty(), path, ": no prompt is left (", file.num_too_long,
-               " too long, ", file.num_bad_lines, " bad lines)");
+               " too long, ", file.num_bad_lines,
+               " bad lines)\n  fix: look at the file, the row range and ",
+               "the limit on prompt length");
   return file;
 }
 

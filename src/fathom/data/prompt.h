@@ -19,7 +19,8 @@ struct Prompt {
 
 struct PromptFileOptions {
   std::string input_key = "input";
-  std::string label_key;  // empty: no labels
+  std::string label_key;                     // empty: no labels
+  std::string label_option = "--label-key";  // what messages call it
   std::string metadata_key = "metadata";
   std::string tool_key = "tools";
   bool apply_chat_template = false;

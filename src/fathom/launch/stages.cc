@@ -106,7 +106,8 @@ bool Launcher::is_two_step() const { return options_.launch.conversion == Conver
 /// What full-train prepares; it trains afterwards, when the lock is released.
 void Launcher::full_train() {
   prepare_download();
-  if (!is_two_step())
+  // With --no-rollout-fp8 the cast is what rollout serves.
+  if (!is_two_step() && derived_.rollout_name != derived_.bf16_name)
     skip("prepare-single", "--conversion single-pass reads the checkpoint as it is");
   else if (is_cast(derived_.bf16_path))
     skip("prepare-single", derived_.bf16_path + " is complete");
@@ -205,8 +206,9 @@ std::string Launcher::conversion_source() const {
 
 void Launcher::prepare_spmd() {
   const bool is_alone = command_.command == Command::kPrepareSpmd;
-  const std::string to = is_alone ? options_.checkpoint.save.value_or(derived_.torch_dist_path)
-                                  : derived_.torch_dist_path;
+  // --save follows the run where a run is named; only one that the user gave means this stage.
+  const std::string to =
+      is_alone && command_.is_given("save") ? *options_.checkpoint.save : derived_.torch_dist_path;
   const std::string from = conversion_source();
   log_info("prepare-spmd: ", from, " -> ", to);
   functions_.convert_to_torch_dist(from, to);

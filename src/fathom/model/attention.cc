@@ -38,9 +38,9 @@ float attention_scale(const ModelConfig& c) {
 
 /// Pools the batch's tokens into new entries, normed and rotated, and appends them to the states.
 CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
-                               const CompressorWeights& w, const Batch& batch,
-                               const BatchPlan& plan, const Tensor& x, int64_t layer,
-                               bool for_indexer) {
+                               const Rounding& rounding, const CompressorWeights& w,
+                               const Batch& batch, const BatchPlan& plan, const Tensor& x,
+                               int64_t layer, bool for_indexer) {
   const RatioPlan& ratio = plan.ratio_plan(w.ratio);
   const int64_t row = w.coff * w.width;
   CompressorActivations a;
@@ -85,9 +85,16 @@ CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
     }
     run_to(segment.start_pos + segment.num_tokens);
   }
-  a.entries = normed(ctx, a.pooled, &w.norm, c.rms_norm_eps);
+  rounding.activation(ctx, a.pooled);
+  a.entries = rounding.activation(ctx, normed(ctx, a.pooled, &w.norm, c.rms_norm_eps));
   rotate(ctx, ratio.entry_rope, a.entries.f32(), ratio.num_entries(), 1, w.width,
          c.qk_rope_head_dim, /*inverse=*/false);
+  rounding.activation(ctx, a.entries);
+  if (for_indexer) {
+    rounding.indexer(ctx, a.entries, w.width);
+  } else {
+    rounding.latent(ctx, a.entries, c.qk_rope_head_dim);
+  }
   for (int64_t s = 0; s < plan.S; ++s) {
     SequenceState* state = batch.segments[static_cast<size_t>(s)].state;
     if (state == nullptr) continue;
@@ -166,15 +173,16 @@ Tensor window_rows(const ExecContext& ctx, const ModelConfig& c, const Batch& ba
 }
 
 /// Chooses the compressed entries that each query of a ratio-4 layer sees.
-void pick_entries(const ExecContext& ctx, const ModelConfig& c, const IndexerWeights& w,
-                  const Batch& batch, const BatchPlan& plan, int64_t layer, int64_t indexer_layer,
-                  const Tensor& x, AttentionActivations* acts) {
+void pick_entries(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                  const IndexerWeights& w, const Batch& batch, const BatchPlan& plan, int64_t layer,
+                  int64_t indexer_layer, const Tensor& x, AttentionActivations* acts) {
   const int64_t T = plan.T, Hi = c.index_n_heads, di = c.index_head_dim, K = c.index_topk;
   const RatioPlan& ratio = plan.ratio_plan(w.compressor.ratio);
   const CompressorActivations keys =
-      compress(ctx, c, w.compressor, batch, plan, x, layer, /*for_indexer=*/true);
-  Tensor q = project(ctx, w.wq_b, acts->q_normed);
+      compress(ctx, c, rounding, w.compressor, batch, plan, x, layer, /*for_indexer=*/true);
+  const Tensor q = rounding.activation(ctx, project(ctx, w.wq_b, acts->q_normed));
   rotate(ctx, plan.compress_rope, q.f32(), T, Hi, di, c.qk_rope_head_dim, /*inverse=*/false);
+  rounding.indexer(ctx, rounding.activation(ctx, q), di);
   Tensor weights = project(ctx, w.weights_proj, x);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(di)) /
                                          std::sqrt(static_cast<double>(Hi)));
@@ -221,7 +229,8 @@ SparseAttentionFwd attention_params(const ModelConfig& c, const AttentionWeights
           .H = c.num_attention_heads,
           .hd = c.head_dim,
           .o = acts.o.f32(),
-          .lse = acts.lse.f32()};
+          .lse = acts.lse.f32(),
+          .bf16_p = w.rounding.bf16_p()};
 }
 
 /// The batch's window keys with the cached ones in front; keeps them in the states.
@@ -229,10 +238,11 @@ SparseAttentionFwd attention_params(const ModelConfig& c, const AttentionWeights
 Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
                    const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x,
                    Tensor* kv_raw) {
-  *kv_raw = project(ctx, w.wkv, x);
-  Tensor kv = normed(ctx, *kv_raw, &w.kv_norm, c.rms_norm_eps);
+  *kv_raw = w.rounding.activation(ctx, project(ctx, w.wkv, x));
+  const Tensor kv = w.rounding.activation(ctx, normed(ctx, *kv_raw, &w.kv_norm, c.rms_norm_eps));
   rotate(ctx, plan.rope(w.ratio), kv.f32(), plan.T, 1, c.head_dim, c.qk_rope_head_dim,
          /*inverse=*/false);
+  w.rounding.latent(ctx, w.rounding.activation(ctx, kv), c.qk_rope_head_dim);
   return window_rows(ctx, c, batch, plan, kv, layer);
 }
 
@@ -251,21 +261,24 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
   const RotaryTable& rope = plan.rope(w.ratio);
   AttentionActivations& a = *acts;
 
-  a.q_low = project(ctx, w.wq_a, x);
-  a.q_normed = normed(ctx, a.q_low, &w.q_norm, c.rms_norm_eps);
-  a.q_raw = project(ctx, w.wq_b, a.q_normed).reshape({T, H, hd});
-  a.q = normed(ctx, a.q_raw, nullptr, c.rms_norm_eps);
+  const Rounding& rounding = w.rounding;
+  a.q_low = rounding.activation(ctx, project(ctx, w.wq_a, x));
+  a.q_normed = rounding.activation(ctx, normed(ctx, a.q_low, &w.q_norm, c.rms_norm_eps));
+  a.q_raw = rounding.activation(ctx, project(ctx, w.wq_b, a.q_normed)).reshape({T, H, hd});
+  a.q = rounding.activation(ctx, normed(ctx, a.q_raw, nullptr, c.rms_norm_eps));
   rotate(ctx, rope, a.q.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
+  rounding.activation(ctx, a.q);
 
   a.window_kv = window_keys(ctx, c, w, batch, plan, layer, x, &a.kv_raw);
 
   if (w.compressor) {
     const RatioPlan& ratio = plan.ratio_plan(w.ratio);
-    a.compressor = compress(ctx, c, *w.compressor, batch, plan, x, layer, /*for_indexer=*/false);
+    a.compressor =
+        compress(ctx, c, rounding, *w.compressor, batch, plan, x, layer, /*for_indexer=*/false);
     a.pages = entry_pages(batch, ratio, a.compressor.entries, hd, layer, /*for_indexer=*/false,
                           &a.single_pages);
     if (w.indexer) {
-      pick_entries(ctx, c, *w.indexer, batch, plan, layer, indexer_layer, x, &a);
+      pick_entries(ctx, c, rounding, *w.indexer, batch, plan, layer, indexer_layer, x, &a);
     } else {
       a.num_picks = ratio.num_visible;
     }
@@ -277,11 +290,13 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
   a.o = Tensor::empty({T, H, hd});
   a.lse = Tensor::empty({T, H});
   sparse_attention_fwd(ctx, attention_params(c, w, plan, a));
+  rounding.activation(ctx, a.o);
 
   // The values carry the keys' rotation; turning the sum back by the query's angle leaves only
   // relative positions.
   a.o_rotated = a.o.clone();
   rotate(ctx, rope, a.o_rotated.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/true);
+  rounding.activation(ctx, a.o_rotated);
   a.z = Tensor::empty({T, G * c.o_lora_rank});
   for (int64_t g = 0; g < G; ++g) {
     linear_fwd(ctx, {.x = a.o_rotated.f32() + g * w.wo_a.panels.cols,
@@ -293,7 +308,8 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
                      .N = c.o_lora_rank,
                      .K = w.wo_a.panels.cols});
   }
-  return project(ctx, w.wo_b, a.z, num_row_parallel_parts(G * c.o_lora_rank));
+  rounding.activation(ctx, a.z);
+  return rounding.activation(ctx, project(ctx, w.wo_b, a.z, row_parallel_parts(w.wo_b)));
 }
 
 namespace {

@@ -34,4 +34,13 @@ const int32_t* ReplayRecord::pick_row(int64_t position, int64_t indexer_layer) c
   return row(picks, position, indexer_layer, num_indexer_layers, index_topk);
 }
 
+void ReplayRecord::truncate(int64_t num_positions) {
+  const auto cut = [&](std::vector<int32_t>* rows, int64_t width) {
+    const size_t size = static_cast<size_t>(num_positions * width);
+    if (rows->size() > size) rows->resize(size);
+  };
+  cut(&routes, num_layers * num_slots);
+  cut(&picks, num_indexer_layers * index_topk);
+}
+
 }  // namespace fathom

@@ -21,6 +21,7 @@ struct ReplayRecord {
   int32_t* pick_row(int64_t position, int64_t indexer_layer);
   const int32_t* route_row(int64_t position, int64_t layer) const;  // null when not recorded
   const int32_t* pick_row(int64_t position, int64_t indexer_layer) const;
+  void truncate(int64_t num_positions);  // forgets the rows of later positions
 };
 
 /// A copy of the fixed part of a segment's state, made as the segment passes num_tokens.

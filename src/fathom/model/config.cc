@@ -254,9 +254,9 @@ void read_hash_layers(FieldReader& in, ModelConfig& c) {
   const bool counted = in.find({"num_hash_layers", "n_hash_layers"}) != nullptr;
   if (counted || types == nullptr) {
     c.num_hash_layers = in.integer({"num_hash_layers", "n_hash_layers"}, 0, kMaxLayers);
-    if (in.ok("num_hidden_layers") && c.num_hash_layers > c.num_hidden_layers) {
-      in.problem("num_hash_layers must be at most num_hidden_layers (", c.num_hidden_layers,
-                 "), got ", c.num_hash_layers);
+    // A model that was cut to fewer layers keeps the number of the whole one.
+    if (in.ok("num_hidden_layers")) {
+      c.num_hash_layers = std::min(c.num_hash_layers, c.num_hidden_layers);
     }
   }
   if (types == nullptr || !in.ok("num_hidden_layers")) return;

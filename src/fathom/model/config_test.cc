@@ -141,6 +141,13 @@ TEST(ModelConfigTest, SpellingsThatAreAccepted) {
   EXPECT_EQ(parse_model_config(j, "x").rope_scaling.factor, 1.0);
 }
 
+TEST(ModelConfigTest, AModelCutToFewerLayersKeepsItsNumberOfHashLayers) {
+  Json j = hub_config();
+  j["num_hash_layers"] = 50;
+  EXPECT_EQ(parse_model_config(j, "x").num_hash_layers,
+            parse_model_config(j, "x").num_hidden_layers);
+}
+
 TEST(ModelConfigTest, EveryProblemIsNamedAtOnce) {
   Json j = hub_config();
   j.erase("hidden_size");
@@ -196,7 +203,7 @@ TEST(ModelConfigTest, WrongValuesAreRefusedWithWhatWasGot) {
       {"qk_rope_head_dim", 33, "got 33"},
       {"qk_rope_head_dim", 66, "got 66"},
       {"num_experts_per_tok", 7, "got 7"},
-      {"num_hash_layers", 5, "got 5"},
+      {"num_hash_layers", -1, "got -1"},
       {"swiglu_limit", -1, "got -1"},
       {"rms_norm_eps", 0, "got 0"},
       {"compress_ratios", {0, 4, 16}, "got 3"},

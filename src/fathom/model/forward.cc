@@ -35,22 +35,28 @@ Tensor gather_rows(const Tensor& streams, const std::vector<int64_t>& rows) {
   return picked;
 }
 
-Tensor collapse_with(const ExecContext& ctx, const ModelConfig& c, const HyperConnectionWeights& hc,
-                     const Parameter& norm, const Tensor& streams,
-                     const std::vector<int64_t>& rows) {
-  const Tensor picked = gather_rows(streams, rows);
+/// hc_head of the picked rows.
+Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                    const HyperConnectionWeights& hc, const Tensor& picked) {
   Tensor h = Tensor::empty({picked.dim(0), c.hidden_size});
   hc_head_fwd(ctx, hc_shape(c, picked.dim(0)), hc_weights(hc), picked.f32(), h.f32());
-  return normed(ctx, h, &norm, c.rms_norm_eps);
+  return rounding.activation(ctx, h);
+}
+
+Tensor collapse_with(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                     const HyperConnectionWeights& hc, const Parameter& norm, const Tensor& streams,
+                     const std::vector<int64_t>& rows) {
+  const Tensor h = head_streams(ctx, c, rounding, hc, gather_rows(streams, rows));
+  return rounding.activation(ctx, normed(ctx, h, &norm, c.rms_norm_eps));
 }
 
 Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
-                              HyperConnectionWeights& hc, Parameter& norm, const Tensor& streams,
-                              const std::vector<int64_t>& rows, const Tensor& dhidden) {
+                              const Rounding& rounding, HyperConnectionWeights& hc, Parameter& norm,
+                              const Tensor& streams, const std::vector<int64_t>& rows,
+                              const Tensor& dhidden) {
   const Tensor picked = gather_rows(streams, rows);
   const HcShape shape = hc_shape(c, picked.dim(0));
-  Tensor h = Tensor::empty({picked.dim(0), c.hidden_size});
-  hc_head_fwd(ctx, shape, hc_weights(hc), picked.f32(), h.f32());
+  const Tensor h = head_streams(ctx, c, rounding, hc, picked);
   const Tensor dh = normed_backward(ctx, h, &norm, c.rms_norm_eps, dhidden);
   Tensor dpicked = Tensor::empty(picked.shape());
   const HcGradBuffers grads(hc);
@@ -81,16 +87,18 @@ MtpInputs mtp_inputs(const ExecContext& ctx, const Weights& w, const Tensor& str
   MtpInputs in;
   in.next_embedding = Tensor::empty({T, D});
   embedding_fwd(ctx, w.embed.data(), next_ids.data(), T, D, 1, in.next_embedding.f32());
-  in.e_normed = normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps);
-  in.h_normed = normed(ctx, streams, &m.hnorm, c.rms_norm_eps);
-  const Tensor e = project(ctx, m.e_proj, in.e_normed);
-  in.streams = project(ctx, m.h_proj, in.h_normed).reshape({T, M, D});
+  const Rounding& rounding = w.rounding;
+  in.e_normed = rounding.activation(ctx, normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps));
+  in.h_normed = rounding.activation(ctx, normed(ctx, streams, &m.hnorm, c.rms_norm_eps));
+  const Tensor e = rounding.activation(ctx, project(ctx, m.e_proj, in.e_normed));
+  in.streams = rounding.activation(ctx, project(ctx, m.h_proj, in.h_normed)).reshape({T, M, D});
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t j = 0; j < M; ++j) {
       float* out = in.streams.f32() + (t * M + j) * D;
       for (int64_t d = 0; d < D; ++d) out[d] += e.f32()[t * D + d];
     }
   }
+  rounding.activation(ctx, in.streams);
   return in;
 }
 
@@ -155,6 +163,10 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
   const BatchPlan plan = make_batch_plan(ctx, c, batch, /*for_mtp=*/false);
   const std::vector<LayerId> ids = layer_ids(c);
   Tensor x = streams;
+  for (const Segment& segment : batch.segments) {
+    FATHOM_ASSERT(segment.state == nullptr || segment.state->layout().precision == w.precision(),
+                  "a state of another precision than the weights' ", precision_name(w.precision()));
+  }
   for (size_t l = 0; l < w.layers.size(); ++l) {
     if (tape != nullptr) tape->layer_inputs.push_back(x);
     x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[l], x);
@@ -168,7 +180,7 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
 
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
                 const std::vector<int64_t>& rows) {
-  return collapse_with(ctx, w.config, w.hc_head, w.norm, streams, rows);
+  return collapse_with(ctx, w.config, w.rounding, w.hc_head, w.norm, streams, rows);
 }
 
 Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden) {
@@ -221,7 +233,8 @@ Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidd
 
 Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& streams,
                          const std::vector<int64_t>& rows, const Tensor& dhidden) {
-  return collapse_backward_with(ctx, w.config, w.hc_head, w.norm, streams, rows, dhidden);
+  return collapse_backward_with(ctx, w.config, w.rounding, w.hc_head, w.norm, streams, rows,
+                                dhidden);
 }
 
 Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, const Tape& tape,
@@ -271,15 +284,15 @@ void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, co
 Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
                     const std::vector<int64_t>& rows) {
   const MtpWeights& m = w.mtp.front();
-  return collapse_with(ctx, w.config, m.hc_head, m.norm, draft_streams, rows);
+  return collapse_with(ctx, w.config, w.rounding, m.hc_head, m.norm, draft_streams, rows);
 }
 
 void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& draft_streams,
                            const std::vector<int64_t>& rows, const Tensor& dhidden,
                            Tensor* ddraft_streams) {
   MtpWeights& m = w.mtp.front();
-  *ddraft_streams =
-      collapse_backward_with(ctx, w.config, m.hc_head, m.norm, draft_streams, rows, dhidden);
+  *ddraft_streams = collapse_backward_with(ctx, w.config, w.rounding, m.hc_head, m.norm,
+                                           draft_streams, rows, dhidden);
 }
 
 void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const Tensor& streams,

@@ -17,19 +17,25 @@ struct Mixed {
   Tensor post, comb;  // [T, M], [T, M, M]
 };
 
-Mixed mix(const ExecContext& ctx, const HcShape& shape, const HyperConnectionWeights& w,
-          const Tensor& streams) {
+Mixed mix(const ExecContext& ctx, const HcShape& shape, const Rounding& rounding,
+          const HyperConnectionWeights& w, const Tensor& streams) {
   Mixed m{Tensor::empty({shape.T, shape.D}), Tensor::empty({shape.T, shape.M}),
           Tensor::empty({shape.T, shape.M, shape.M})};
   hc_pre_fwd(ctx, shape, hc_weights(w), streams.f32(), m.y.f32(), m.post.f32(), m.comb.f32());
+  rounding.activation(ctx, m.y);
   return m;
 }
 
-Tensor unmix(const ExecContext& ctx, const HcShape& shape, const Tensor& streams, const Tensor& f,
-             const Mixed& m) {
+Tensor sublayer_input(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                      const Parameter& norm, const Mixed& m) {
+  return rounding.activation(ctx, normed(ctx, m.y, &norm, c.rms_norm_eps));
+}
+
+Tensor unmix(const ExecContext& ctx, const HcShape& shape, const Rounding& rounding,
+             const Tensor& streams, const Tensor& f, const Mixed& m) {
   Tensor out = Tensor::empty(streams.shape());
   hc_post_fwd(ctx, shape, streams.f32(), f.f32(), m.post.f32(), m.comb.f32(), out.f32());
-  return out;
+  return rounding.activation(ctx, out);
 }
 
 /// Backward of x -> unmix(x, f(normed(mix(x)))). @param sublayer_backward df [T, D] -> d(normed)
@@ -57,25 +63,25 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWe
                      const Tensor& streams) {
   const HcShape shape = hc_shape(c, plan.T);
   AttentionActivations attention;
-  const Mixed for_attention = mix(ctx, shape, w.hc_attn, streams);
+  const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
   const Tensor a =
       attention_forward(ctx, c, w.attn, batch, plan, id.state_layer, id.indexer_layer,
-                        normed(ctx, for_attention.y, &w.attn_norm, c.rms_norm_eps), &attention);
-  const Tensor middle = unmix(ctx, shape, streams, a, for_attention);
+                        sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention), &attention);
+  const Tensor middle = unmix(ctx, shape, w.rounding, streams, a, for_attention);
 
   MoeActivations moe;
-  const Mixed for_moe = mix(ctx, shape, w.hc_ffn, middle);
+  const Mixed for_moe = mix(ctx, shape, w.rounding, w.hc_ffn, middle);
   const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id.route_layer,
-                               normed(ctx, for_moe.y, &w.ffn_norm, c.rms_norm_eps), &moe);
-  return unmix(ctx, shape, middle, f, for_moe);
+                               sublayer_input(ctx, c, w.rounding, w.ffn_norm, for_moe), &moe);
+  return unmix(ctx, shape, w.rounding, middle, f, for_moe);
 }
 
 void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
                   const Batch& batch, const BatchPlan& plan, const LayerId& id,
                   const Tensor& streams) {
-  const Mixed for_attention = mix(ctx, hc_shape(c, plan.T), w.hc_attn, streams);
+  const Mixed for_attention = mix(ctx, hc_shape(c, plan.T), w.rounding, w.hc_attn, streams);
   attention_window(ctx, c, w.attn, batch, plan, id.state_layer,
-                   normed(ctx, for_attention.y, &w.attn_norm, c.rms_norm_eps));
+                   sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention));
 }
 
 Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights& w,
@@ -84,14 +90,14 @@ Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights
   const HcShape shape = hc_shape(c, plan.T);
   const double eps = c.rms_norm_eps;
   AttentionActivations attention;
-  const Mixed for_attention = mix(ctx, shape, w.hc_attn, streams);
-  const Tensor attention_x = normed(ctx, for_attention.y, &w.attn_norm, eps);
+  const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
+  const Tensor attention_x = sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention);
   const Tensor a = attention_forward(ctx, c, w.attn, batch, plan, id.state_layer, id.indexer_layer,
                                      attention_x, &attention);
-  const Tensor middle = unmix(ctx, shape, streams, a, for_attention);
+  const Tensor middle = unmix(ctx, shape, w.rounding, streams, a, for_attention);
   MoeActivations moe;
-  const Mixed for_moe = mix(ctx, shape, w.hc_ffn, middle);
-  const Tensor moe_x = normed(ctx, for_moe.y, &w.ffn_norm, eps);
+  const Mixed for_moe = mix(ctx, shape, w.rounding, w.hc_ffn, middle);
+  const Tensor moe_x = sublayer_input(ctx, c, w.rounding, w.ffn_norm, for_moe);
   const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id.route_layer, moe_x, &moe);
 
   const Tensor dmiddle = sublayer_gradient(

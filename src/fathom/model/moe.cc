@@ -89,30 +89,41 @@ GroupedLinear grouped(const MoeActivations& a, int64_t E, int64_t N, int64_t K) 
   return {.num_groups = E, .row_begin = a.row_begin.data(), .N = N, .K = K};
 }
 
+/// The rows are needed for products with experts alone: quantised once for all of them.
 void run_routed_experts(const ExecContext& ctx, const ModelConfig& c, const MoeWeights& w,
                         MoeActivations* a) {
   const int64_t D = c.hidden_size, I = c.moe_intermediate_size, E = c.n_routed_experts;
   const int64_t R = a->routed_x.dim(0);
   const auto w1 = expert_panels(w, &ExpertWeights::w1), w3 = expert_panels(w, &ExpertWeights::w3);
   const auto w2 = expert_panels(w, &ExpertWeights::w2);
+  const ExpertWeights& any = w.experts.front();  // all have the same formats
+  const Rounding& rounding = w.rounding;
   a->routed = {Tensor::empty({R, I}), Tensor::empty({R, I}), Tensor::empty({R, I})};
   a->routed_out = Tensor::empty({R, D});
-  grouped_linear_fwd(ctx, grouped(*a, E, I, D), a->routed_x.f32(), w1.data(), a->routed.gate.f32());
-  grouped_linear_fwd(ctx, grouped(*a, E, I, D), a->routed_x.f32(), w3.data(), a->routed.up.f32());
+  a->routed_x = operand(ctx, any.w1, a->routed_x);
+  grouped_linear_fwd(ctx, grouped(*a, E, I, D), a->routed_x.f32(), w1.data(), a->routed.gate.f32(),
+                     /*num_parts=*/1, sum_block(any.w1));
+  grouped_linear_fwd(ctx, grouped(*a, E, I, D), a->routed_x.f32(), w3.data(), a->routed.up.f32(),
+                     /*num_parts=*/1, sum_block(any.w3));
+  rounding.activation(ctx, a->routed.gate);
+  rounding.activation(ctx, a->routed.up);
   swiglu_fwd(ctx, R, I, static_cast<float>(c.swiglu_limit), a->routed.gate.f32(),
              a->routed.up.f32(), a->routed.hidden.f32());
+  a->routed.hidden = operand(ctx, any.w2, rounding.activation(ctx, a->routed.hidden));
   grouped_linear_fwd(ctx, grouped(*a, E, D, I), a->routed.hidden.f32(), w2.data(),
-                     a->routed_out.f32(), num_row_parallel_parts(I));
+                     a->routed_out.f32(), row_parallel_parts(any.w2), sum_block(any.w2));
+  rounding.activation(ctx, a->routed_out);
 }
 
-Tensor run_shared_expert(const ExecContext& ctx, const ModelConfig& c, const ExpertWeights& w,
-                         const Tensor& x, ExpertActivations* a) {
+Tensor run_shared_expert(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                         const ExpertWeights& w, const Tensor& x, ExpertActivations* a) {
   const int64_t T = x.dim(0), I = c.moe_intermediate_size;
-  a->gate = project(ctx, w.w1, x);
-  a->up = project(ctx, w.w3, x);
+  a->gate = rounding.activation(ctx, project(ctx, w.w1, x));
+  a->up = rounding.activation(ctx, project(ctx, w.w3, x));
   a->hidden = Tensor::empty({T, I});
   swiglu_fwd(ctx, T, I, shared_limit(c), a->gate.f32(), a->up.f32(), a->hidden.f32());
-  return project(ctx, w.w2, a->hidden, num_row_parallel_parts(I));
+  rounding.activation(ctx, a->hidden);
+  return rounding.activation(ctx, project(ctx, w.w2, a->hidden, row_parallel_parts(w.w2)));
 }
 
 }  // namespace
@@ -132,11 +143,11 @@ Tensor moe_forward(const ExecContext& ctx, const ModelConfig& c, const MoeWeight
     }
   });
   run_routed_experts(ctx, c, w, acts);
-  const Tensor shared = run_shared_expert(ctx, c, w.shared, x, &acts->shared);
+  const Tensor shared = run_shared_expert(ctx, c, w.rounding, w.shared, x, &acts->shared);
   Tensor out = Tensor::empty({T, D});
   moe_combine_fwd(ctx, T, K, D, acts->routed_out.f32(), acts->slot_row.data(),
                   acts->topk_weights.f32(), shared.f32(), out.f32());
-  return out;
+  return w.rounding.activation(ctx, out);
 }
 
 Tensor moe_backward(const ExecContext& ctx, const ModelConfig& c, MoeWeights& w, const Tensor& x,

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "fathom/base/error.h"
+#include "fathom/kernels/quant/quant.h"
 
 namespace fathom {
 
@@ -27,7 +28,28 @@ void Parameter::alloc() {
   refresh();
 }
 
-void Parameter::refresh() { compute = master; }
+OperandFormat Parameter::operand_format() const {
+  const bool is_kept = kind == ParameterKind::kTable || export_dtype != DType::kBF16;
+  if (precision == Precision::kFp32 || is_kept) return OperandFormat::kF32;
+  return precision == Precision::kParityFp8 && is_fp8_weight ? OperandFormat::kFp8Blocks
+                                                             : OperandFormat::kBf16;
+}
+
+void Parameter::refresh() {
+  const OperandFormat format = operand_format();
+  if (format == OperandFormat::kF32) {
+    compute = master;
+    return;
+  }
+  if (!compute.defined() || compute.bytes() == master.bytes()) {
+    compute = Tensor::empty(master.shape());
+  }
+  if (format == OperandFormat::kBf16) {
+    round_bf16_serial(master.f32(), master.numel(), compute.f32());
+  } else {
+    with_context(name, [&] { simulate_fp8_panels(master.f32(), panels, compute.f32()); });
+  }
+}
 
 void Parameter::alloc_grad() {
   if (has_gradient && !grad.defined()) grad = Tensor::zeros(master.shape());

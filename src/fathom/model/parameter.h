@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fathom/base/precision.h"
 #include "fathom/kernels/linear/panel.h"
 #include "fathom/numerics/tensor.h"
 
@@ -16,22 +17,37 @@ enum class ParameterKind {
   kTable,   // int32, never trained (tid2eid)
 };
 
+/// The form in which the kernels read a weight, and of the activations that meet it in a product.
+enum class OperandFormat {
+  kF32,        // as the master
+  kBf16,       // rounded once
+  kFp8Blocks,  // weight in FP8 blocks of 128 x 128, activation per token and 128 channels; sums are
+               // cut at each 128 of the contraction
+};
+
 struct Parameter {
   std::string name;            // official tensor name, "layers.0.attn.wq_a.weight"
   std::vector<int64_t> shape;  // as in files
   ParameterKind kind = ParameterKind::kPlain;
   PanelLayout panels;  // kMatrix
   DType export_dtype =
-      DType::kBF16;          // BF16, or F32 for the keep list (sinks, ape, hc_*, gate.bias)
-  bool has_gradient = true;  // false: indexer.*, gate.bias, tid2eid
-  Tensor master;             // fp32, [panels.size()] or `shape`; int32 for kTable
-  Tensor compute;            // what kernels read; in fp32 mode the same memory as master
-  Tensor grad;               // fp32 like master; undefined until alloc_grad()
+      DType::kBF16;            // BF16, or F32 for the keep list (sinks, ape, hc_*, gate.bias)
+  bool has_gradient = true;    // false: indexer.*, gate.bias, tid2eid
+  bool is_fp8_weight = false;  // in FP8 blocks in parity-fp8 and in FP8 checkpoints
+  Precision precision = Precision::kFp32;
+  Tensor master;   // fp32, [panels.size()] or `shape`; int32 for kTable
+  Tensor compute;  // what kernels read, values of operand_format() held in fp32
+  Tensor grad;     // fp32 like master; undefined until alloc_grad()
 
   int64_t numel() const;  // of `shape`, without panel padding
   /// Allocates master (zeros) and makes compute from it.
   void alloc();
-  /// Makes `compute` from `master`: in fp32 mode they are one memory and nothing is copied.
+  /// By the mode: tensors that files keep in F32 stay so in all modes, is_fp8_weight goes by blocks
+  /// in parity-fp8, all others are BF16 in both parity modes.
+  OperandFormat operand_format() const;
+  /// Makes `compute` from `master`, each element rounded once to operand_format(); for kF32 they
+  /// are one memory and nothing is copied. So a mode computes with the weights that an export
+  /// writes. Errors: UserError that names the parameter when a value is not finite (kFp8Blocks).
   void refresh();
   void alloc_grad();  // zeros; nothing for parameters without gradient
   void zero_grad();

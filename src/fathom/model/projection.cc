@@ -1,14 +1,40 @@
 #include "fathom/model/projection.h"
 
 #include "fathom/kernels/linear/linear.h"
+#include "fathom/kernels/quant/entry_format.h"  // kActivationFp8Block
+#include "fathom/kernels/quant/quant.h"
 #include "fathom/kernels/rms_norm/rms_norm.h"
 
 namespace fathom {
 
+Tensor operand(const ExecContext& ctx, const Parameter& w, const Tensor& x) {
+  if (w.operand_format() != OperandFormat::kFp8Blocks) return x;
+  const int64_t K = w.panels.cols;
+  Tensor quantised = Tensor::empty(x.shape());
+  simulate_fp8_rows(ctx, {.x = x.f32(),
+                          .x_stride = K,
+                          .out = quantised.f32(),
+                          .out_stride = K,
+                          .num_rows = x.numel() / K,
+                          .n = K,
+                          .block = kActivationFp8Block});
+  return quantised;
+}
+
+int64_t sum_block(const Parameter& w) {
+  return w.operand_format() == OperandFormat::kFp8Blocks ? kActivationFp8Block : 0;
+}
+
+int row_parallel_parts(const Parameter& w) {
+  const int64_t block = sum_block(w);
+  return block == 0 ? num_row_parallel_parts(w.panels.cols)
+                    : num_row_parallel_parts(w.panels.cols, block);
+}
+
 Tensor project(const ExecContext& ctx, const Parameter& w, const Tensor& x, int num_parts) {
   const int64_t N = w.panels.rows, K = w.panels.cols, T = x.numel() / K;
   Tensor y = Tensor::empty({T, N});
-  linear_fwd(ctx, {.x = x.f32(),
+  linear_fwd(ctx, {.x = operand(ctx, w, x).f32(),
                    .x_stride = K,
                    .w_panels = w.data(),
                    .y = y.f32(),
@@ -16,7 +42,8 @@ Tensor project(const ExecContext& ctx, const Parameter& w, const Tensor& x, int 
                    .T = T,
                    .N = N,
                    .K = K,
-                   .num_parts = num_parts});
+                   .num_parts = num_parts,
+                   .k_block = sum_block(w)});
   return y;
 }
 
@@ -35,7 +62,7 @@ void project_backward(const ExecContext& ctx, Parameter& w, const Tensor& x, con
                            .accumulate = accumulate});
   }
   if (w.grad.defined()) {
-    linear_bwd_weight(ctx, {.x = x.f32(),
+    linear_bwd_weight(ctx, {.x = operand(ctx, w, x).f32(),
                             .x_stride = K,
                             .dy = dy.f32(),
                             .dy_stride = N,

@@ -119,20 +119,15 @@ std::span<float> StateBlock::streams(const StateLayout& layout) const {
   return floats(accumulators, layout.streams, layout.streams_size);
 }
 
-namespace {
-
-/// With undefined contents.
-StateBlock acquire_block(StateSpace& space) {
+StateBlock acquire_state_block(StateSpace& space) {
   StateBlock block{space.pools.acquire(StateLayout::kWindow),
                    space.pools.acquire(StateLayout::kAccumulators)};
   return block ? block : StateBlock{};
 }
 
-}  // namespace
-
 StateBlock make_state_block(StateSpace& space) {
   const StateLayout& layout = space.layout;
-  const StateBlock block = acquire_block(space);
+  const StateBlock block = acquire_state_block(space);
   if (!block) return block;
   std::memset(block.window.get(), 0, static_cast<size_t>(layout.piece_bytes(StateLayout::kWindow)));
   std::memset(block.accumulators.get(), 0,
@@ -151,14 +146,11 @@ StateBlock make_state_block(StateSpace& space) {
   return block;
 }
 
-StateBlock copy_state_block(StateSpace& space, const StateBlock& block) {
-  const StateBlock copy = acquire_block(space);
-  if (!copy) return copy;
-  std::memcpy(copy.window.get(), block.window.get(),
+void copy_state_block(const StateSpace& space, const StateBlock& from, const StateBlock& to) {
+  std::memcpy(to.window.get(), from.window.get(),
               static_cast<size_t>(space.layout.piece_bytes(StateLayout::kWindow)));
-  std::memcpy(copy.accumulators.get(), block.accumulators.get(),
+  std::memcpy(to.accumulators.get(), from.accumulators.get(),
               static_cast<size_t>(space.layout.piece_bytes(StateLayout::kAccumulators)));
-  return copy;
 }
 
 SequenceState::SequenceState(std::shared_ptr<StateSpace> space) : space_(std::move(space)) {
@@ -177,10 +169,11 @@ SequenceState::SequenceState(const ModelConfig& config, int64_t page_size, Preci
 
 SequenceState::SequenceState(const SequenceState& other)
     : space_(other.space_),
-      block_(copy_state_block(*other.space_, other.block_)),
+      block_(acquire_state_block(*other.space_)),
       num_tokens_(other.num_tokens_),
       histories_(other.histories_) {
   FATHOM_ASSERT(block_, "no memory for a copy of a state");
+  copy_state_block(*space_, other.block_, block_);
 }
 
 std::unique_ptr<SequenceState> SequenceState::create(std::shared_ptr<StateSpace> space) {
@@ -191,8 +184,9 @@ std::unique_ptr<SequenceState> SequenceState::create(std::shared_ptr<StateSpace>
 
 std::unique_ptr<SequenceState> SequenceState::fork() const {
   std::unique_ptr<SequenceState> state(new SequenceState(space_));
-  state->block_ = copy_state_block(*space_, block_);
+  state->block_ = acquire_state_block(*space_);
   if (!state->block_) return nullptr;
+  copy_state_block(*space_, block_, state->block_);
   state->num_tokens_ = num_tokens_;
   state->histories_ = histories_;
   return state;
@@ -202,8 +196,9 @@ std::unique_ptr<SequenceState> SequenceState::resume(std::shared_ptr<StateSpace>
                                                      const std::vector<const HistoryPage*>& pages,
                                                      const StateBlock& block) {
   std::unique_ptr<SequenceState> state(new SequenceState(std::move(space)));
-  state->block_ = copy_state_block(*state->space_, block);
+  state->block_ = acquire_state_block(*state->space_);
   if (!state->block_) return nullptr;
+  copy_state_block(*state->space_, block, state->block_);
   state->num_tokens_ = static_cast<int64_t>(pages.size()) * state->layout().page_size;
   for (size_t h = 0; h < state->histories_.size(); ++h) {
     for (size_t i = 0; i < pages.size(); ++i) state->set_page(h, i, (*pages[i])[h]);
@@ -263,6 +258,11 @@ void SequenceState::append_entries(int64_t layer, const float* entries, int64_t 
 void SequenceState::append_indexer_keys(int64_t layer, const float* keys, int64_t count) {
   const StateLayout::Layer& l = layout().layers[static_cast<size_t>(layer)];
   append(l.indexer_keys, l.key_slot, keys, count);
+}
+
+int64_t SequenceState::num_entries(int64_t layer) const {
+  const StateLayout::Layer& l = layout().layers[static_cast<size_t>(layer)];
+  return histories_[static_cast<size_t>(l.entries)].sizes[static_cast<size_t>(l.entry_slot)];
 }
 
 KeyPages SequenceState::entry_pages(int64_t layer) const {

@@ -89,10 +89,10 @@ struct StateBlock {
   std::span<float> streams(const StateLayout& layout) const;
 };
 
-/// Cleared, as before the first token. @return an empty block when there is no memory.
-StateBlock make_state_block(StateSpace& space);
-/// @return an empty block when there is no memory.
-StateBlock copy_state_block(StateSpace& space, const StateBlock& block);
+// Empty when there is no memory.
+StateBlock acquire_state_block(StateSpace& space);  // contents undefined
+StateBlock make_state_block(StateSpace& space);     // cleared, as before the first token
+void copy_state_block(const StateSpace& space, const StateBlock& from, const StateBlock& to);
 
 /// A full page of tokens: one piece per history.
 using HistoryPage = std::vector<Piece>;
@@ -136,6 +136,7 @@ class SequenceState {
   LayerState layer(int64_t i) const { return block_.layer(layout(), i); }
   void append_entries(int64_t layer, const float* entries, int64_t count);    // [count, hd]
   void append_indexer_keys(int64_t layer, const float* keys, int64_t count);  // [count, di]
+  int64_t num_entries(int64_t layer) const;
   /// Valid until the next append, reserve or copy.
   KeyPages entry_pages(int64_t layer) const;
   KeyPages indexer_key_pages(int64_t layer) const;

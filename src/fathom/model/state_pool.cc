@@ -124,4 +124,29 @@ int64_t resident_bytes() {
   return read == 2 ? static_cast<int64_t>(resident) * sysconf(_SC_PAGESIZE) : 0;
 }
 
+int64_t available_memory_bytes() {
+  int64_t available = 0;
+  if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
+    char line[128];
+    long kilobytes = 0;
+    while (std::fgets(line, sizeof line, file) != nullptr) {
+      if (std::sscanf(line, "MemAvailable: %ld kB", &kilobytes) == 1) available = kilobytes * 1024;
+    }
+    std::fclose(file);
+  }
+  const auto read_number = [](const char* path, long* value) {
+    std::FILE* file = std::fopen(path, "r");
+    if (file == nullptr) return false;
+    const int read = std::fscanf(file, "%ld", value);  // "max" is no number: no limit
+    std::fclose(file);
+    return read == 1;
+  };
+  long limit = 0, used = 0;
+  if (read_number("/sys/fs/cgroup/memory.max", &limit) &&
+      read_number("/sys/fs/cgroup/memory.current", &used)) {
+    available = std::min<int64_t>(available, std::max<long>(0, limit - used));
+  }
+  return available;
+}
+
 }  // namespace fathom

@@ -52,7 +52,9 @@ class StatePools {
   std::shared_ptr<State> state_;
 };
 
-/// Resident memory of this process in bytes; 0 where the system does not say.
-int64_t resident_bytes();
+// Bytes; 0 where the system does not say.
+int64_t resident_bytes();  // of this process
+int64_t
+available_memory_bytes();  // that could still be taken, of the machine and the control group
 
 }  // namespace fathom

@@ -1,6 +1,7 @@
 #include "fathom/model/weights.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "fathom/base/error.h"
 
@@ -30,6 +31,11 @@ CompressorWeights make_compressor(const std::string& prefix, int64_t ratio, int6
   return c;
 }
 
+/// Marks what FP8 checkpoints and parity-fp8 keep in FP8 blocks.
+void mark_fp8(std::initializer_list<Parameter*> parameters) {
+  for (Parameter* p : parameters) p->is_fp8_weight = true;
+}
+
 AttentionWeights make_attention(const ModelConfig& c, const std::string& prefix, int64_t ratio) {
   const int64_t H = c.num_attention_heads, hd = c.head_dim, D = c.hidden_size;
   AttentionWeights a;
@@ -43,12 +49,14 @@ AttentionWeights make_attention(const ModelConfig& c, const std::string& prefix,
                        c.o_groups);
   a.wo_b = make_matrix(prefix + ".wo_b.weight", D, c.o_groups * c.o_lora_rank);
   a.attn_sink = make_plain(prefix + ".attn_sink", {H}, DType::kF32);
+  mark_fp8({&a.wq_a, &a.wq_b, &a.wkv, &a.wo_b});
   if (ratio > 0) a.compressor = make_compressor(prefix + ".compressor", ratio, hd, D);
   if (ratio == 4) {
     IndexerWeights indexer;
     const std::string p = prefix + ".indexer";
     indexer.wq_b =
         make_matrix(p + ".wq_b.weight", c.index_n_heads * c.index_head_dim, c.q_lora_rank);
+    mark_fp8({&indexer.wq_b});
     indexer.weights_proj = make_matrix(p + ".weights_proj.weight", c.index_n_heads, D);
     indexer.compressor = make_compressor(p + ".compressor", ratio, c.index_head_dim, D);
     for (Parameter* frozen :
@@ -66,6 +74,7 @@ ExpertWeights make_expert(const std::string& prefix, int64_t hidden, int64_t int
   e.w1 = make_matrix(prefix + ".w1.weight", intermediate, hidden);
   e.w2 = make_matrix(prefix + ".w2.weight", hidden, intermediate);
   e.w3 = make_matrix(prefix + ".w3.weight", intermediate, hidden);
+  mark_fp8({&e.w1, &e.w2, &e.w3});
   return e;
 }
 
@@ -186,6 +195,35 @@ Weights make_weights(const ModelConfig& config, bool with_mtp) {
     w.mtp.push_back(std::move(m));
   }
   return w;
+}
+
+void set_precision(const ExecContext& ctx, Weights* weights, Precision precision) {
+  const ModelConfig& c = weights->config;
+  const bool is_power_of_two = (c.index_head_dim & (c.index_head_dim - 1)) == 0;
+  FATHOM_CHECK(
+      precision != Precision::kParityFp8 || c.num_indexer_layers() == 0 || is_power_of_two,
+      "--precision parity-fp8 rotates indexer queries and keys by a Hadamard matrix, which "
+      "the model's index_head_dim of ",
+      c.index_head_dim, " has none for\n  fix: use --precision parity-bf16 or fp32");
+  const Rounding rounding(precision);
+  weights->rounding = rounding;
+  const auto set_layer = [&](LayerWeights& l) {
+    l.rounding = l.attn.rounding = l.ffn.rounding = rounding;
+  };
+  for (LayerWeights& l : weights->layers) set_layer(l);
+  for (MtpWeights& m : weights->mtp) set_layer(m.block);
+  for_each_parameter(*weights, [&](Parameter& p) {
+    p.precision = precision;
+    p.compute = Tensor();  // memory of its own, whatever it was
+  });
+  refresh_weights(ctx, weights);
+}
+
+void refresh_weights(const ExecContext& ctx, Weights* weights) {
+  const std::vector<Parameter*> all = parameters_by_name(*weights);
+  ctx.threads->parallel_for(static_cast<int64_t>(all.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) all[static_cast<size_t>(i)]->refresh();
+  });
 }
 
 void for_each_parameter(Weights& weights, const std::function<void(Parameter&)>& visit) {

@@ -7,8 +7,10 @@
 #include <optional>
 #include <vector>
 
+#include "fathom/base/exec_context.h"
 #include "fathom/model/config.h"
 #include "fathom/model/parameter.h"
+#include "fathom/model/rounding.h"
 
 namespace fathom {
 
@@ -27,6 +29,7 @@ struct IndexerWeights {
 };
 
 struct AttentionWeights {
+  Rounding rounding;
   int64_t ratio = 0;
   Parameter wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b, attn_sink;
   std::optional<CompressorWeights> compressor;  // ratio > 0
@@ -38,6 +41,7 @@ struct ExpertWeights {
 };
 
 struct MoeWeights {
+  Rounding rounding;
   Parameter gate;
   std::optional<Parameter> bias;     // biased-score routing
   std::optional<Parameter> tid2eid;  // hash routing
@@ -46,6 +50,7 @@ struct MoeWeights {
 };
 
 struct LayerWeights {
+  Rounding rounding;
   Parameter attn_norm, ffn_norm;
   HyperConnectionWeights hc_attn, hc_ffn;
   AttentionWeights attn;
@@ -60,6 +65,8 @@ struct MtpWeights {
 
 struct Weights {
   ModelConfig config;
+  Rounding rounding;  // set_precision() gives it to every part
+  Precision precision() const { return rounding.precision(); }
   Parameter embed, head, norm;
   HyperConnectionWeights hc_head;
   std::vector<LayerWeights> layers;
@@ -69,6 +76,16 @@ struct Weights {
 /// Every parameter with its name and shape, memory not yet allocated (Parameter::alloc).
 /// @param with_mtp false leaves `mtp` empty whatever the config says.
 Weights make_weights(const ModelConfig& config, bool with_mtp = true);
+
+/// Sets the mode of all parts and makes every `compute` from its master in it. In a copy of Weights
+/// this leaves the original as it is: they share masters, so the copy is the same model in another
+/// mode, up to date after refresh_weights().
+/// Errors: UserError when the model has no form in the mode (parity-fp8 needs an index_head_dim
+/// that is a power of two) or a weight is not finite.
+void set_precision(const ExecContext& ctx, Weights* weights, Precision precision);
+
+/// Makes every `compute` from its master again.
+void refresh_weights(const ExecContext& ctx, Weights* weights);
 
 /// Calls visit for every parameter, in a fixed order (embed, layers, norm, head, mtp).
 void for_each_parameter(Weights& weights, const std::function<void(Parameter&)>& visit);

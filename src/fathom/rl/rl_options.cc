@@ -44,7 +44,8 @@ CollectorOptions collector_options(const config::Options& o) {
   c.rollout_batch_size = *o.rollout.rollout_batch_size;
   c.over_sampling_batch_size = o.rollout.over_sampling_batch_size.value_or(c.rollout_batch_size);
   c.n_samples_per_prompt = o.rollout.n_samples_per_prompt;
-  c.keep_only_reward_spread = o.rollout.dynamic_sampling_filter_path == "check_reward_nonzero_std";
+  c.keep_only_reward_spread =
+      o.rollout.dynamic_sampling_filter_path.ends_with("check_reward_nonzero_std");
   c.sampling = rollout_sampling(o.rollout);
   c.max_context_tokens = o.rollout.rollout_max_context_len.value_or(0);
   c.rollout_seed = static_cast<uint64_t>(o.data.rollout_seed);
@@ -134,8 +135,10 @@ EvaluationOptions sampled_evaluation_options(const config::Options& o) {
 }
 
 PromptFile read_prompt_file(const config::Options& o, const std::string& path,
-                            const Tokenizer& tokenizer, bool for_eval) {
+                            const Tokenizer& tokenizer, bool for_eval,
+                            const std::string& label_option) {
   PromptFileOptions p;
+  p.label_option = label_option;
   p.input_key = for_eval ? o.eval.eval_input_key.value_or(o.data.input_key) : o.data.input_key;
   const auto label_key =
       for_eval && o.eval.eval_label_key ? o.eval.eval_label_key : o.data.label_key;

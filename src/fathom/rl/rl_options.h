@@ -32,7 +32,9 @@ EvaluationOptions evaluation_options(const config::Options& options);
 EvaluationOptions sampled_evaluation_options(const config::Options& options);
 
 /// Reads a prompt file with the tokenizer's chat encoding. @param for_eval eval-* keys and limits.
+/// @param label_option what messages call the label's field.
 PromptFile read_prompt_file(const config::Options& options, const std::string& path,
-                            const Tokenizer& tokenizer, bool for_eval);
+                            const Tokenizer& tokenizer, bool for_eval,
+                            const std::string& label_option = "--label-key");
 
 }  // namespace fathom

@@ -8,11 +8,14 @@
 #include "fathom/base/error.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/training_state.h"
+#include "fathom/config/derived.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
 #include "fathom/rl/summary.h"
+#include "fathom/rollout/engine_options.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/train/advantage.h"
+#include "fathom/train/replay_check.h"
 
 namespace fathom {
 namespace {
@@ -56,9 +59,10 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       weights_(weights),
       tokenizer_(tokenizer),
       options_(options),
-      directory_(run_path, config),
+      directory_(run_path),
       process_start_seconds_(now_seconds()) {
   log_to_file(join_path(run_path, "run.log"));
+  set_precisions();
   read_data();
   steps_per_rollout_ = steps_per_rollout(options_);
   num_rollouts_ = fathom::num_rollouts(options_, static_cast<int64_t>(prompts_.size()));
@@ -69,12 +73,10 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
                                            static_cast<uint64_t>(options_.data.rollout_seed));
   collector_ =
       std::make_unique<RolloutCollector>(prompts_, cursor_.get(), collector_options(options_));
-  engine_ = std::make_unique<Engine>(
-      ctx_, *weights_,
-      EngineOptions{.max_running_requests = options_.engine.max_running_requests,
-                    .chunked_prefill_size = options_.engine.chunked_prefill_size,
-                    .page_size = options_.engine.page_size.value_or(0),
-                    .append_token = append_token_of(tokenizer_)});
+  EngineOptions for_engine = engine_options(options_);
+  for_engine.append_token = append_token_of(tokenizer_);
+  for_engine.cache_answers = false;  // no prompt of a run continues an answer
+  engine_ = std::make_unique<Engine>(ctx_, is_fast() ? rollout_weights_ : *weights_, for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
@@ -82,17 +84,29 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
       });
   frozen_bias_ = all_gate_biases(*weights_);
   resume();
+  directory_.save_config(config);
   metrics_ = std::make_unique<MetricsWriter>(run_path, first_rollout_ == 0 ? -1 : first_rollout_);
 }
 
 RlRun::~RlRun() { log_to_file(""); }
+
+void RlRun::set_precisions() {
+  const config::Derived derived = config::derive(options_);
+  set_precision(ctx_, weights_, derived.train_precision);
+  if (derived.rollout_precision == derived.train_precision) return;
+  rollout_weights_ = *weights_;
+  set_precision(ctx_, &rollout_weights_, derived.rollout_precision);
+  log_warning("the trainer computes in ", precision_name(derived.train_precision), ", rollout in ",
+              precision_name(derived.rollout_precision),
+              ": their log-probs differ, train_rollout_logprob_abs_diff says by how much");
+}
 
 void RlRun::read_data() {
   if (!options_.data.prompt_data)
     throw ConfigError("--prompt-data is needed: a .jsonl file of prompts");
   prompts_ = read_prompt_file(options_, *options_.data.prompt_data, tokenizer_, false).prompts;
   const std::vector<std::string>& eval = options_.eval.eval_prompt_data;
-  if (!options_.eval.eval_interval) return;
+  if (!options_.launch.enable_eval || !options_.eval.eval_interval) return;
   if (eval.empty() || (eval.size() > 1 && eval.size() % 2 != 0)) {
     throw ConfigError(str_cat("--eval-prompt-data: needs NAME PATH pairs, got ", eval.size(),
                               " values; --eval-interval asks for evaluations"));
@@ -100,6 +114,10 @@ void RlRun::read_data() {
   for (size_t i = 0; i < eval.size(); i += 2) {
     const std::string name = eval.size() == 1 ? "aime" : eval[i];
     const std::string path = eval.size() == 1 ? eval[0] : eval[i + 1];
+    if (name.empty() || name.find('/') != std::string::npos) {
+      throw ConfigError(str_cat("--eval-prompt-data: the name \"", name,
+                                "\" cannot name files\n  fix: use letters, digits, - and _"));
+    }
     evaluation_sets_.push_back({name, read_prompt_file(options_, path, tokenizer_, true).prompts});
   }
 }
@@ -127,8 +145,11 @@ void RlRun::run() {
 
 void RlRun::run_step(int64_t rollout_id) {
   const double start = now_seconds();
+  if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
   engine_->set_weight_version(rollout_id + 1);
+  engine_->take_memory();
   const RolloutResult rollout = collector_->collect(engine_.get());
+  const ReleasedMemory released = engine_->release_memory();
   const double rolled_out = now_seconds();
   MetricList metrics = rollout_metrics(rollout);
   std::vector<const Sample*> samples;
@@ -153,14 +174,16 @@ void RlRun::run_step(int64_t rollout_id) {
              " s after the run was opened (evaluation included)");
   }
   const double rollout_time = rolled_out - start, train_time = trained - train_start;
-  metrics.insert(metrics.end(), {{"rollout/step", static_cast<double>(rollout_id)},
-                                 {"perf/rollout_time", rollout_time},
-                                 {"perf/tokens_per_gpu_per_sec", response_tokens / rollout_time},
-                                 {"perf/actor_train_time", train_time},
-                                 {"perf/actor_train_tok_per_s", total_tokens / train_time},
-                                 {"perf/step_time", trained - start},
-                                 {"perf/wait_time_ratio", rollout_time / (trained - start)},
-                                 {"perf/save_model_time", last_save_seconds_}});
+  metrics.insert(metrics.end(),
+                 {{"rollout/step", static_cast<double>(rollout_id)},
+                  {"perf/rollout_time", rollout_time},
+                  {"perf/tokens_per_gpu_per_sec", response_tokens / rollout_time},
+                  {"perf/actor_train_time", train_time},
+                  {"perf/actor_train_tok_per_s", total_tokens / train_time},
+                  {"perf/step_time", trained - start},
+                  {"perf/wait_time_ratio", rollout_time / (trained - start)},
+                  {"perf/state_bytes_released", static_cast<double>(released.state_bytes)},
+                  {"perf/save_model_time", last_save_seconds_}});
   if (!evaluation_sets_.empty() && is_due(options_.eval.eval_interval, rollout_id)) {
     const MetricList evaluation = evaluate_all(rollout_id);
     metrics.insert(metrics.end(), evaluation.begin(), evaluation.end());
@@ -201,16 +224,17 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
     }
     const double N = static_cast<double>(per_step);
     const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_);
+    const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
+    // Before any update of this rollout: what decode reported must be what the trainer computes.
+    const double difference = m.train_rollout_logprob_abs_diff / forwarded;
+    if (step == 0 && difference != 0.0 && !is_fast()) {
+      log_warning("step ", rollout_id, ": train_rollout_logprob_abs_diff is ", difference,
+                  ", must be 0: rollout and trainer disagree, which is a bug",
+                  first_replay_difference(chosen));
+    }
     const double lr = learning_rate(schedule_, rollout_id * steps_per_rollout_ + step);
     const double grad_norm = optimizer_->step(ctx_, lr);
-    const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     if (step == 0) {
-      // Before any update of this rollout: what decode reported must be what the trainer computes.
-      const double difference = m.train_rollout_logprob_abs_diff / forwarded;
-      if (difference != 0.0) {
-        log_warning("step ", rollout_id, ": train_rollout_logprob_abs_diff is ", difference,
-                    ", must be 0: rollout and trainer disagree, which is a bug");
-      }
       metrics.insert(metrics.end(), {{"train/train_rollout_logprob_abs_diff", difference},
                                      {"train/train_rollout_kl", m.train_rollout_kl / forwarded}});
     }
@@ -233,6 +257,18 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
   return metrics;
 }
 
+/// Where routes and picks of rollout first differ from the trainer's; "" where they were not
+/// recorded.
+std::string RlRun::first_replay_difference(const std::vector<TrainSample>& samples) const {
+  std::vector<const Sample*> recorded;
+  for (const TrainSample& s : samples) recorded.push_back(s.sample);
+  const ReplayCheck check =
+      check_replay(ctx_, *weights_, recorded, policy_.max_tokens_per_micro_batch);
+  if (check.num_tokens == 0) return "";
+  return check.first ? "; " + check.first->text()
+                     : "; experts and indexer picks are the same everywhere";
+}
+
 void RlRun::check_frozen_bias() const {
   if (!options_.train.freeze_e_score_correction_bias) return;
   const std::vector<float> now = all_gate_biases(*weights_);
@@ -242,7 +278,9 @@ void RlRun::check_frozen_bias() const {
 }
 
 MetricList RlRun::evaluate_all(int64_t rollout_id) {
+  if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
   engine_->set_weight_version(rollout_id + 2);
+  engine_->take_memory();
   MetricList metrics;
   const double start = now_seconds();
   auto run_set = [&](const EvaluationSet& set, const std::string& prefix,
@@ -289,7 +327,7 @@ void RlRun::resume() {
   cursor_->restore(scalars.at("cursor"), origin);
   collector_->restore(scalars.at("collector"), origin);
   first_rollout_ = *latest + 1;
-  log_info("resumed after step ", *latest, " of ", num_rollouts_);
+  log_info("resumed after step ", *latest + 1, " of ", num_rollouts_);
 }
 
 void RlRun::print_summary() const {

@@ -32,7 +32,8 @@ struct EvaluationSet {
 
 class RlRun {
  public:
-  /// @param weights the model; changed by training, read by the engine. Outlives the run.
+  /// @param weights the model; changed by training, read by the engine. Outlives the run. Put into
+  /// the precision that the options give the trainer.
   /// @param run_path {save-dir}/{run-id}; @param config the resolved options, saved there.
   /// Errors: UserError (data, directory, damaged checkpoint), ConfigError (options that
   /// contradict).
@@ -46,6 +47,8 @@ class RlRun {
   int64_t num_rollouts() const { return num_rollouts_; }
 
  private:
+  void set_precisions();
+  bool is_fast() const { return !rollout_weights_.layers.empty(); }
   void read_data();
   void resume();
   void run_step(int64_t rollout_id);
@@ -53,11 +56,13 @@ class RlRun {
   MetricList evaluate_all(int64_t rollout_id);
   void save(int64_t rollout_id);
   void check_frozen_bias() const;
+  std::string first_replay_difference(const std::vector<TrainSample>& samples) const;
   void print_summary() const;
   bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
 
   ExecContext ctx_;
   Weights* weights_;
+  Weights rollout_weights_;  // the same masters in rollout's precision, where that is another one
   const Tokenizer& tokenizer_;
   config::Options options_;
   RunDirectory directory_;

@@ -113,6 +113,13 @@ RolloutResult RolloutCollector::collect(Engine* engine) {
       FATHOM_ASSERT(engine->step(), "the engine stopped before group ", pending.front().request_id);
       for (const Completion& c : engine->take_completions()) {
         PendingGroup* group = by_request.at(c.request_id);
+        result.num_prompt_tokens +=
+            static_cast<int64_t>(group->samples[static_cast<size_t>(c.sample)].tokens.size());
+        ++result.num_answers;
+        result.num_cached_tokens += c.num_cached_tokens;
+        result.num_drafted += c.num_drafted;
+        result.num_accepted += c.num_accepted;
+        result.num_preemptions += c.num_preemptions;
         add_completion(c, &group->samples);
         ++group->num_finished;
       }
@@ -182,6 +189,18 @@ MetricList rollout_metrics(const RolloutResult& result) {
                   {"rollout/num_submitted_groups", static_cast<double>(result.num_submitted)}});
   for (const auto& [value, count] : zero_std) {
     metrics.emplace_back("rollout/zero_std/count_" + value, count);
+  }
+  const double answers = static_cast<double>(std::max<int64_t>(1, result.num_answers));
+  metrics.insert(metrics.end(),
+                 {{"rollout/prefix_cache_hit_rate",
+                   static_cast<double>(result.num_cached_tokens) /
+                       static_cast<double>(std::max<int64_t>(1, result.num_prompt_tokens))},
+                  {"rollout/avg_cached_tokens_per_sample",
+                   static_cast<double>(result.num_cached_tokens) / answers},
+                  {"rollout/num_preemptions", static_cast<double>(result.num_preemptions)}});
+  if (result.num_drafted > 0) {
+    metrics.emplace_back("rollout/spec_accept_rate", static_cast<double>(result.num_accepted) /
+                                                         static_cast<double>(result.num_drafted));
   }
   add_distribution("rollout/weight_version", versions, &metrics);
   for (const auto& [k, sum] : pass) {

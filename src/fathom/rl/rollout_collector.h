@@ -32,6 +32,10 @@ struct RolloutResult {
   std::vector<SampleGroup> groups;       // rollout_batch_size of them, in the order of submission
   int64_t num_submitted = 0;             // groups
   std::map<std::string, int64_t> drops;  // by reason, "zero_std_0.0"
+  // Of all answers that finished, in tokens.
+  int64_t num_answers = 0, num_prompt_tokens = 0, num_cached_tokens = 0;
+  int64_t num_drafted = 0, num_accepted = 0;
+  int64_t num_preemptions = 0;
 };
 
 class RolloutCollector {

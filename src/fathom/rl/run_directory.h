@@ -14,9 +14,13 @@ namespace fathom {
 
 class RunDirectory {
  public:
-  /// Makes or opens the directory, takes its lock and writes config.json.
+  /// Makes or opens the directory and takes its lock.
   /// Errors: UserError when another process holds it or it cannot be written.
-  RunDirectory(const std::string& path, const Json& config);
+  explicit RunDirectory(const std::string& path);
+
+  /// Writes config.json, once: it says what the run was started with. A later start with other
+  /// options leaves them in config_resumed.json.
+  void save_config(const Json& config) const;
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return join_path(path_, "checkpoints"); }

@@ -30,8 +30,8 @@ std::vector<SupervisedExample> read_supervised_examples(const config::Options& o
   // The answer travels as the label: one reader of prompt files is enough.
   config::Options with_answer = options;
   with_answer.data.label_key = options.sft.response_key;
-  const PromptFile file =
-      read_prompt_file(with_answer, *options.data.prompt_data, tokenizer, /*for_eval=*/false);
+  const PromptFile file = read_prompt_file(with_answer, *options.data.prompt_data, tokenizer,
+                                           /*for_eval=*/false, "--response-key");
   const std::vector<int32_t>& eos = tokenizer.special_ids().eos;
   FATHOM_CHECK(!options.sft.append_eos || !eos.empty(), "sft: the tokenizer names no end token\n",
                "  fix: add eos_token_id to its generation_config.json, or pass --no-append-eos");

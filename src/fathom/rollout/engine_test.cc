@@ -40,7 +40,8 @@ std::vector<Request> mixed_requests() {
   std::vector<Request> all;
   for (int32_t i = 0; i < 12; ++i) {
     std::vector<int32_t> prompt;
-    for (int32_t t = 0; t <= i * 5 % 17; ++t) prompt.push_back((i * 7 + t * 3) % kVocab);
+    for (int32_t t = 0; t <= i * 5 % 17; ++t)
+      prompt.push_back(static_cast<int32_t>((i * 7 + t * 3) % kVocab));
     std::vector<uint64_t> seeds;
     for (int32_t s = 0; s < 1 + i % 4; ++s) {
       seeds.push_back(sample_seed(9, static_cast<uint64_t>(10 * i + s)));

@@ -9,6 +9,7 @@
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
 #include "fathom/base/json.h"
+#include "fathom/base/log.h"
 #include "fathom/tokenizer/chat.h"
 #include "fathom/tokenizer/python_json.h"
 
@@ -103,11 +104,14 @@ std::vector<std::vector<int32_t>> read_generate_lines(std::string_view input,
                                                       const ModelConfig& config,
                                                       const Tokenizer* tokenizer) {
   std::vector<std::vector<int32_t>> prompts;
+  input = input.substr(0, input.find_last_not_of(" \t\r\n") + 1);
   for (size_t at = 0, number = 1; at < input.size(); ++number) {
     const size_t end = std::min(input.find('\n', at), input.size());
     const std::string_view text = input.substr(at, end - at);
     at = end + 1;
-    if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    // An answer's `index` is its line: an empty line between others would shift the numbers.
+    FATHOM_CHECK(text.find_first_not_of(" \t\r") != std::string_view::npos, origin, " line ",
+                 number, ": is empty\n  fix: remove it");
     prompts.push_back(read_line(text, str_cat(origin, " line ", number), config, tokenizer));
   }
   FATHOM_CHECK(!prompts.empty(), origin,
@@ -185,16 +189,19 @@ void generate_file(const ExecContext& ctx, const std::string& checkpoint_directo
   AtomicFileWriter output(output_path);
 
   const Weights weights = load(checkpoint_directory);
-  EngineOptions engine_options;
-  engine_options.max_running_requests = options.max_running_requests;
-  engine_options.chunked_prefill_size = options.chunked_prefill_size;
-  engine_options.page_size = options.page_size;
+  EngineOptions engine_options = options.engine;
   if (tokenizer) engine_options.append_token = append_token_of(*tokenizer);
   Engine engine(ctx, weights, engine_options);
   generate(engine, prompts, options, tokenizer.has_value(), [&](std::string_view line) {
     output.write(line.data(), static_cast<int64_t>(line.size()));
   });
   output.finish();
+  const EngineCounters counters = engine.counters();
+  if (counters.num_drafted > 0) {
+    log_info("speculation guessed ", counters.num_drafted, " tokens, of which ",
+             counters.num_accepted, " were right (", counters.acceptance_rate(), "); ",
+             counters.num_generated_tokens, " tokens in ", counters.num_steps, " steps");
+  }
 }
 
 }  // namespace fathom

@@ -18,14 +18,12 @@ struct GenerateOptions {
   SamplingParams sampling;
   int64_t num_samples = 1;
   uint64_t seed = 0;
-  int64_t max_running_requests = 64;
-  int64_t chunked_prefill_size = 2048;
-  int64_t page_size = 0;  // as in EngineOptions
+  EngineOptions engine;  // append_token is set from the checkpoint's tokenizer
   /// Told how many of the answers are done, whenever that changes. May be null.
   std::function<void(int64_t num_done, int64_t num_answers)> on_progress;
 };
 
-/// One prompt per line of `input`; blank lines are skipped.
+/// One prompt per line of `input`; empty lines may only stand at the end.
 ///   {"token_ids": [...]}                   as they are
 ///   {"prompt": T}                          no BOS added, special tokens recognised
 ///   {"messages": [...], chat options ...}  rendered and encoded (tokenizer/chat.h; thinking mode)

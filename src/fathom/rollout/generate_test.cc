@@ -27,9 +27,7 @@ class GenerateTest : public ::testing::Test {
 
   std::vector<Json> run(const Prompts& prompts, const GenerateOptions& options,
                         bool with_tokenizer = true) {
-    EngineOptions engine_options;
-    engine_options.max_running_requests = options.max_running_requests;
-    engine_options.chunked_prefill_size = options.chunked_prefill_size;
+    EngineOptions engine_options = options.engine;
     if (with_tokenizer) engine_options.append_token = append_token_of(tokenizer_);
     Engine engine(ctx_, hash_model_config(kVocab), std::make_unique<HistoryHashModel>(kVocab),
                   engine_options);
@@ -57,12 +55,11 @@ class GenerateTest : public ::testing::Test {
 
 TEST_F(GenerateTest, ReadsIdsTextAndMessages) {
   EXPECT_EQ(read("{\"token_ids\": [0, 65]}\n"
-                 "\n"
                  "{\"prompt\": \"1+2=<\uFF5C"
                  "end\u2581of\u2581sentence\uFF5C>\"}\r\n"
                  "{\"messages\": [{\"role\": \"user\", \"content\": \"1+2=\"}]}\n"
                  "{\"messages\": [{\"role\": \"user\", \"content\": \"1+2=\"}], "
-                 "\"thinking_mode\": \"chat\"}"),
+                 "\"thinking_mode\": \"chat\"}\n \n"),
             (Prompts{{0, 65},
                      {4, 13, 5, 17, 1},
                      {0, 58, 4, 13, 5, 17, 59, 60},
@@ -74,7 +71,8 @@ TEST_F(GenerateTest, BadLinesAreNamed) {
   expect_error("", "in.jsonl: holds no lines");
   expect_error("\n \n", "in.jsonl: holds no lines");
   expect_error(good + "{", "in.jsonl line 2");
-  expect_error(good + "\n[1]", "in.jsonl line 3: a JSON object");
+  expect_error(good + "[1]", "in.jsonl line 2: a JSON object");
+  expect_error(good + "\n" + good, "in.jsonl line 2: is empty");
   expect_error(good + "{}", "line 2: exactly one of");
   expect_error("{\"prompt\": \"1\", \"token_ids\": [1]}", "line 1: exactly one of");
   expect_error("{\"prompt\": 1}", "line 1: prompt: a string");
@@ -132,8 +130,8 @@ TEST_F(GenerateTest, AnswersComeByLineThenSampleWhateverRunsFirst) {
   EXPECT_GT(reasons["stop"], 0);
   EXPECT_GT(reasons["length"], 0);
   EXPECT_EQ(reasons.size(), 2u);
-  options.max_running_requests = 2;
-  options.chunked_prefill_size = 3;
+  options.engine.max_running_requests = 2;
+  options.engine.chunked_prefill_size = 3;
   EXPECT_EQ(run(prompts, options), expected);
 }
 

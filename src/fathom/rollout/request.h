@@ -63,6 +63,7 @@ struct Request {
   /// positions above it have to be computed, whatever is cached. With max_new_tokens 0 the prompt
   /// is run for them alone.
   int64_t prompt_log_probs_from = -1;
+  int64_t priority = 0;  // higher first; see scheduler.h
 };
 
 /// An answer whose last permitted token is a stop token, or completes a stop string, has stopped.
@@ -76,11 +77,16 @@ struct Completion {
   std::vector<float> log_probs;    // one per token: full vocabulary, sampling temperature (0: 1)
   ListedLogProbs lists;            // of token_ids
   FinishReason finish_reason = FinishReason::kAbort;
-  std::string matched_stop;  // the stop string that ended it; empty: another reason
-  std::string text;          // with append_token only: without the ending token, cut before a
-                             // stop string, broken UTF-8 as U+FFFD
-  ReplayRecord replay;       // positions of every token that was fed, prompt included
-  int64_t weight_version = 0;
+  std::string matched_stop;    // the stop string that ended it; empty: another reason
+  std::string text;            // with append_token only: without the ending token, cut before a
+                               // stop string, broken UTF-8 as U+FFFD
+  ReplayRecord replay;         // positions of every token that was fed, prompt included
+  int64_t weight_version = 0;  // that drew the last token
+  /// Where the weights changed under way: each version with its number of tokens, in order.
+  std::vector<std::pair<int64_t, int64_t>> weight_versions;
+  int64_t num_cached_tokens = 0;              // of the prompt, not computed for this request
+  int64_t num_preemptions = 0;                // times its state was taken away and computed again
+  int64_t num_drafted = 0, num_accepted = 0;  // tokens that speculation guessed, and guessed right
   // Of the prompt's tokens from prompt_log_probs_from + 1 on, where asked for.
   std::vector<float> prompt_log_probs;
   ListedLogProbs prompt_lists;

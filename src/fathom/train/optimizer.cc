@@ -83,8 +83,13 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
                         .grad_scale = is_mtp(p) ? mtp_scale : main_scale};
     adam_update(ctx, s, p.master.numel(), p.grad.f32(), p.master.f32(), m.exp_avg.f32(),
                 m.exp_avg_sq.f32());
-    p.refresh();
   }
+  ctx.threads->parallel_for(static_cast<int64_t>(moments_.size()), 1,
+                            [&](int64_t begin, int64_t end) {
+                              for (int64_t i = begin; i < end; ++i) {
+                                moments_[static_cast<size_t>(i)].parameter->refresh();
+                              }
+                            });
   zero_grad();
   return norm;
 }

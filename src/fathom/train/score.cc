@@ -18,18 +18,20 @@ std::vector<int32_t> parse_token_line(const std::string& line, const std::string
                                       const ModelConfig& config) {
   const Json json = parse_json(line, origin);
   FATHOM_CHECK(json.is_object() && json.contains("token_ids") && json["token_ids"].is_array(),
-               origin, ": needs {\"token_ids\": [...]}, got ", line.substr(0, 80));
+               origin, ": needs {\"token_ids\": [...]}, got \"", line.substr(0, 80),
+               "\"\n  fix: one such object a line");
   std::vector<int32_t> ids;
   for (const Json& id : json["token_ids"]) {
     FATHOM_CHECK(id.is_number_integer(), origin, ": token_ids holds ", id.dump(),
-                 ", which is no integer");
+                 ", which is no integer\n  fix: list token ids");
     const int64_t value =
         id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX ? INT64_MAX : id.get<int64_t>();
     FATHOM_CHECK(value >= 0 && value < config.vocab_size, origin, ": token id ", id.dump(),
-                 " is outside the vocabulary of ", config.vocab_size);
+                 " is outside the vocabulary of ", config.vocab_size,
+                 "\n  fix: tokenize with this model's tokenizer");
     ids.push_back(static_cast<int32_t>(value));
   }
-  FATHOM_CHECK(!ids.empty(), origin, ": token_ids is empty; needs at least one token");
+  FATHOM_CHECK(!ids.empty(), origin, ": token_ids is empty\n  fix: give at least one token");
   FATHOM_CHECK(static_cast<int64_t>(ids.size()) <= config.max_position_embeddings, origin, ": ",
                ids.size(), " tokens, the model's max_position_embeddings is ",
                config.max_position_embeddings);
@@ -51,7 +53,7 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
   Tensor log_prob = Tensor::empty({n - 1});
   Tensor all_logits = options.with_logits ? Tensor::empty({n, V}) : Tensor();
   Tensor mtp_logits = options.with_mtp ? Tensor::empty({n - 1, V}) : Tensor();
-  SequenceState state(w.config, state_page_size(w.config));
+  SequenceState state(w.config, state_page_size(w.config), w.precision());
   for (int64_t begin = 0; begin < n; begin += options.chunk_tokens) {
     const int64_t end = std::min(n, begin + options.chunk_tokens);
     Batch batch;
@@ -125,7 +127,8 @@ void score_gradients(const ExecContext& ctx, Weights& w,
 
 std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
                                                    const ModelConfig& config) {
-  const std::string text = read_file(path);
+  std::string text = read_file(path);
+  text.erase(text.find_last_not_of(" \t\r\n") + 1);
   std::vector<std::vector<int32_t>> sequences;
   int64_t line_number = 0;
   for (size_t begin = 0; begin < text.size();) {
@@ -133,7 +136,9 @@ std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
     const std::string line = text.substr(begin, end - begin);
     begin = end + 1;
     ++line_number;
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    // Sequence i is line i: an empty line between others would shift the numbers.
+    FATHOM_CHECK(line.find_first_not_of(" \t\r") != std::string::npos, path, " line ", line_number,
+                 ": is empty\n  fix: remove it");
     sequences.push_back(parse_token_line(line, str_cat(path, " line ", line_number), config));
   }
   FATHOM_CHECK(!sequences.empty(), path,

@@ -68,7 +68,8 @@ void check_shape(int64_t T, int64_t N, int64_t K) {
   FATHOM_ASSERT(T >= 0 && N >= 1 && K >= 1, "T = ", T, ", N = ", N, ", K = ", K);
 }
 
-void check_parts(int64_t K, int num_parts) {
+void check_parts(int64_t K, int num_parts, int64_t k_block) {
+  FATHOM_ASSERT(k_block >= 0, "k_block = ", k_block);
   FATHOM_ASSERT(
       (num_parts == 1 || num_parts == 2 || num_parts == 4 || num_parts == 8) && K % num_parts == 0,
       "num_parts = ", num_parts, " must be 1, 2, 4 or 8 and divide K = ", K);
@@ -99,7 +100,7 @@ int num_row_parallel_parts(int64_t K, int64_t block) {
 
 void linear_fwd(const ExecContext& ctx, const LinearFwd& p) {
   check_shape(p.T, p.N, p.K);
-  check_parts(p.K, p.num_parts);
+  check_parts(p.K, p.num_parts, p.k_block);
   FATHOM_ASSERT(p.x_stride >= p.K && p.y_stride >= p.N, "x_stride = ", p.x_stride, ", K = ", p.K,
                 ", y_stride = ", p.y_stride, ", N = ", p.N);
   if (p.T == 0) return;
@@ -140,9 +141,9 @@ void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p) {
 }
 
 void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const float* x,
-                        const float* const* w_panels, float* y, int num_parts) {
+                        const float* const* w_panels, float* y, int num_parts, int64_t k_block) {
   const int64_t rows = check_groups(g);
-  check_parts(g.K, num_parts);
+  check_parts(g.K, num_parts, k_block);
   std::vector<Item> items;
   for (int64_t i = 0; i < g.num_groups; ++i) {
     add_items(i, g.row_begin[i + 1] - g.row_begin[i], kFwdRows, ceil_div(g.N, kPanelRows),
@@ -150,8 +151,16 @@ void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const fl
   }
   for_each_item(ctx, items, rows * g.N * g.K, [&](const Item& item) {
     const int64_t first = g.row_begin[item.group], T = g.row_begin[item.group + 1] - first;
-    const LinearFwd p{x + first * g.K, g.K, w_panels[item.group], y + first * g.N, g.N, T, g.N, g.K,
-                      num_parts};
+    const LinearFwd p{.x = x + first * g.K,
+                      .x_stride = g.K,
+                      .w_panels = w_panels[item.group],
+                      .y = y + first * g.N,
+                      .y_stride = g.N,
+                      .T = T,
+                      .N = g.N,
+                      .K = g.K,
+                      .num_parts = num_parts,
+                      .k_block = k_block};
     FATHOM_CPU_DISPATCH(ctx, linear_fwd_rectangle, p, item.part);
   });
 }

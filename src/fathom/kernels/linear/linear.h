@@ -16,6 +16,9 @@ int num_row_parallel_parts(int64_t K, int64_t block = 16);
 /// y[t,n] = Σ_k x[t,k] · W[n,k].
 /// Order: with num_parts = P, K is cut into P equal parts; each part is one fp32 fma chain over k
 /// upwards from 0; parts are combined by a balanced pairwise tree ((0+1)+(2+3))+... .
+/// With k_block > 0 a part is cut into blocks of k_block (the last may be short): each block is one
+/// chain from 0, and the blocks' sums are added upwards. Products of FP8 blocks are computed so:
+/// scales are powers of two, so a block's chain over decoded values is that over codes, scaled.
 /// One block of a PanelLayout: pass that block's panels with its rows as N.
 /// T may be 0. Bits of a row do not depend on T, on other rows or on the number of threads.
 struct LinearFwd {
@@ -25,7 +28,8 @@ struct LinearFwd {
   float* y;               // [T, N]
   int64_t y_stride;       // floats between rows of y, >= N
   int64_t T, N, K;
-  int num_parts = 1;  // divides K
+  int num_parts = 1;    // divides K
+  int64_t k_block = 0;  // 0: a part is one chain
 };
 void linear_fwd(const ExecContext& ctx, const LinearFwd& p);
 
@@ -64,7 +68,8 @@ struct GroupedLinear {
 };
 /// y [R, N] = x [R, K] · W_g(row)ᵀ, rows contiguous.
 void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const float* x,
-                        const float* const* w_panels, float* y, int num_parts = 1);
+                        const float* const* w_panels, float* y, int num_parts = 1,
+                        int64_t k_block = 0);
 /// dx [R, K] = dy [R, N] · W_g(row)   (added to dx when accumulate, continuing its chain)
 void grouped_linear_bwd_input(const ExecContext& ctx, const GroupedLinear& g, const float* dy,
                               const float* const* w_panels, float* dx, bool accumulate);

@@ -113,25 +113,57 @@ void continue_tile(const float* a, int64_t a_stride, const float* b, int64_t b_p
   store_tile(acc, out);
 }
 
-/// The forward tile: num_parts chains of K / num_parts steps, combined by the pairwise tree. Part i
+template <int R, int P>
+inline __attribute__((always_inline)) void add_tile(const F16 (&left)[R][P], F16 (&acc)[R][P]) {
+  for (int r = 0; r < R; ++r) {
+    for (int q = 0; q < P; ++q) acc[r][q] = add(left[r][q], acc[r][q]);
+  }
+}
+
+/// One part of the forward tile: a chain of `steps`, or chains of k_block steps added upwards.
+template <int R, int P>
+inline __attribute__((always_inline)) void run_part(F16 (&acc)[R][P], const LinearFwd& p,
+                                                    const float* x, const float* w, int64_t steps) {
+  const int64_t block = p.k_block > 0 && p.k_block < steps ? p.k_block : steps;
+  F16 sum[R][P];
+  for (int64_t k = 0; k < steps; k += block) {
+    clear_tile(acc);
+    run_chain<R, P, Along::kRow>(acc, x + k, p.x_stride, w + k * kLanes, p.K * kLanes,
+                                 steps - k < block ? steps - k : block);
+    if (block == steps) return;
+    if (k > 0) add_tile(sum, acc);
+    for (int r = 0; r < R; ++r) {
+      for (int q = 0; q < P; ++q) sum[r][q] = acc[r][q];
+    }
+  }
+}
+
+/// The sum of the blocks so far is in `out`: adds the chain of the next `steps`.
+template <int R, int P>
+void add_block_tile(const float* x, int64_t x_stride, const float* w, int64_t w_panel,
+                    int64_t steps, const Result& out, bool first) {
+  F16 acc[R][P], sum[R][P];
+  clear_tile(acc);
+  run_chain<R, P, Along::kRow>(acc, x, x_stride, w, w_panel, steps);
+  if (!first) {
+    load_tile(sum, out);
+    add_tile(sum, acc);
+  }
+  store_tile(acc, out);
+}
+
+/// The forward tile: num_parts parts of K / num_parts steps, combined by the pairwise tree. Part i
 /// closes as many pairs as i + 1 has trailing zero bits; `open` holds the left halves.
 template <int R, int P>
 void forward_tile(const LinearFwd& p, const float* x, const float* w, const Result& out) {
   const int64_t steps = p.K / p.num_parts;
-  const int64_t w_panel = p.K * kLanes;
   F16 acc[R][P];
   F16 open[kMaxLevels][R][P];
   for (int part = 0; part < p.num_parts; ++part) {
-    clear_tile(acc);
-    run_chain<R, P, Along::kRow>(acc, x + part * steps, p.x_stride, w + part * steps * kLanes,
-                                 w_panel, steps);
+    run_part(acc, p, x + part * steps, w + part * steps * kLanes, steps);
     if (p.num_parts == 1) break;
     int level = 0;
-    for (; (part >> level) & 1; ++level) {
-      for (int r = 0; r < R; ++r) {
-        for (int q = 0; q < P; ++q) acc[r][q] = add(open[level][r][q], acc[r][q]);
-      }
-    }
+    for (; (part >> level) & 1; ++level) add_tile(open[level], acc);
     if (part + 1 < p.num_parts) {
       for (int r = 0; r < R; ++r) {
         for (int q = 0; q < P; ++q) open[level][r][q] = acc[r][q];
@@ -155,13 +187,20 @@ void forward_rows(const LinearFwd& p, int64_t row_begin, int64_t row_end, int64_
   for (; panel + P <= panel_end; panel += P) {
     const float* w = p.w_panels + panel * p.K * kPanelRows;
     if (R == kTileRows && p.num_parts == 1) {  // many rows: all of them pass a block of steps first
-      for (int64_t k = 0; k < p.K; k += kBlockSteps) {
-        const int64_t steps = p.K - k < kBlockSteps ? p.K - k : kBlockSteps;
+      const int64_t block = p.k_block > 0 ? p.k_block : kBlockSteps;
+      for (int64_t k = 0; k < p.K; k += block) {
+        const int64_t steps = p.K - k < block ? p.K - k : block;
         for (int64_t t = row_begin; t < row_end; t += R) {
           float* y = p.y + t * p.y_stride + panel * kPanelRows;
-          continue_tile<R, P, Along::kRow>(
-              p.x + t * p.x_stride + k, p.x_stride, w + k * kPanelRows, p.K * kPanelRows, steps,
-              {y, p.y_stride, kPanelRows, last_width(p.N, panel + P)}, k == 0);
+          const float* x = p.x + t * p.x_stride + k;
+          const Result out{y, p.y_stride, kPanelRows, last_width(p.N, panel + P)};
+          if (p.k_block > 0) {
+            add_block_tile<R, P>(x, p.x_stride, w + k * kPanelRows, p.K * kPanelRows, steps, out,
+                                 k == 0);
+          } else {
+            continue_tile<R, P, Along::kRow>(x, p.x_stride, w + k * kPanelRows, p.K * kPanelRows,
+                                             steps, out, k == 0);
+          }
         }
       }
       continue;

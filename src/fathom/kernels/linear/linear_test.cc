@@ -1,5 +1,6 @@
 #include "fathom/kernels/linear/linear.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "fathom/base/error.h"
@@ -121,6 +122,65 @@ TEST(LinearTest, PartsOfARowParallelProduct) {
   EXPECT_EQ(num_row_parallel_parts(48), 1);
   EXPECT_EQ(num_row_parallel_parts(1024, 128), 8);
   EXPECT_EQ(num_row_parallel_parts(256, 128), 2);
+}
+
+// A part in blocks: a chain from 0 for each, added upwards.
+Floats fwd_in_blocks(const Shape& s, const Floats& x, const Floats& w, int parts, int64_t block) {
+  const int64_t steps = s.K / parts;
+  Floats y(at(s.T * s.N));
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t n = 0; n < s.N; ++n) {
+      std::vector<float> sums;
+      for (int part = 0; part < parts; ++part) {
+        float sum = 0;
+        for (int64_t k = 0; k < steps; k += block) {
+          const float* a = x.data() + t * s.K + part * steps + k;
+          const float* b = w.data() + n * s.K + part * steps + k;
+          const float one = chain(0, std::min(block, steps - k), a, 1, b, 1);
+          sum = k == 0 ? one : sum + one;
+        }
+        sums.push_back(sum);
+      }
+      while (sums.size() > 1) {  // the balanced tree
+        for (size_t i = 0; i < sums.size() / 2; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+        sums.resize(sums.size() / 2);
+      }
+      y[at(t * s.N + n)] = sums[0];
+    }
+  }
+  return y;
+}
+
+TEST(LinearTest, BlocksOfAPartAreChainsAddedUpwards) {
+  const std::vector<Shape> shapes = {{1, 300, 256}, {1, 24, 17},   {2, 272, 512},  {5, 33, 130},
+                                     {7, 16, 129},  {13, 80, 384}, {100, 70, 300}, {200, 64, 128}};
+  for (const Shape& s : shapes) {
+    const Floats x = random_floats(s.T * s.K, -1, 1, 5), w = random_floats(s.N * s.K, -1, 1, 6);
+    const Floats panels = pack(w, {s.N, s.K, 1});
+    for (const int64_t block : {128, 32, 5}) {
+      for (const int parts : {1, 2, 4}) {
+        if (s.K % parts != 0) continue;
+        const Floats expected = fwd_in_blocks(s, x, w, parts, block);
+        const std::string what = str_cat(" block ", block, " parts ", parts);
+        if (block < s.K / parts && s.K > 200) {  // another order, seen by its bits
+          EXPECT_NE(expected, fwd_in_order(s, x, w, parts)) << what;
+        }
+        for_each_context([&](const ExecContext& ctx, const std::string& context) {
+          Floats y(at(s.T * s.N), 9.0f);
+          linear_fwd(ctx,
+                     {x.data(), s.K, panels.data(), y.data(), s.N, s.T, s.N, s.K, parts, block});
+          expect_same_bits(y, expected, name_of(context, s) + what);
+          // Two groups with the same matrix.
+          const int64_t begin[] = {0, s.T / 3, s.T};
+          const float* matrices[] = {panels.data(), panels.data()};
+          Floats grouped(at(s.T * s.N), 9.0f);
+          grouped_linear_fwd(ctx, {2, begin, s.N, s.K}, x.data(), matrices, grouped.data(), parts,
+                             block);
+          expect_same_bits(grouped, expected, name_of(context, s) + what + " grouped");
+        });
+      }
+    }
+  }
 }
 
 TEST(LinearTest, ForwardIsOneChainPerElement) {

@@ -5,6 +5,8 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/kernel_test.h"
+#include "fathom/kernels/linear/linear.h"
+#include "fathom/kernels/quant/entry_format.h"
 #include "fathom/kernels/quant/quant_ref.h"
 #include "fathom/numerics/formats.h"
 
@@ -153,6 +155,50 @@ TEST(QuantTest, HadamardIsItsOwnInverseUpToRounding) {
   hadamard_rows_bf16(ctx, 1, 128, twice.data());
   expect_close(twice, to_double(x), 0.03, 0, "twice");
   EXPECT_THROW(hadamard_rows_bf16(ctx, 1, 24, x.data()), InternalError);
+}
+
+TEST(QuantTest, AProductOfDecodedBlocksIsThatOfTheCodesScaled) {
+  // What a W8A8 kernel computes: chains over codes, each block's sum times both scales, added up.
+  const int64_t T = 7, N = 150, K = 300, block = kActivationFp8Block;
+  ThreadPool pool(2);
+  const ExecContext ctx{&pool, detect_cpu_isa()};
+  std::vector<float> x = random_floats(T * K, -5, 5, 8), w = random_floats(N * K, -0.1f, 0.1f, 9);
+  for (int64_t i = 0; i < T * K; i += 7) x[i] *= 0x1p-9f;
+  std::vector<uint8_t> codes(w.size()), scales(2 * 3);
+  quantise_fp8(ctx, N, K, w.data(), codes.data(), scales.data());
+  std::vector<float> want(static_cast<size_t>(T * N)), got(want.size());
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t n = 0; n < N; ++n) {
+      float sum = 0;
+      for (int64_t k = 0; k < K; k += block) {
+        const int64_t end = std::min(K, k + block);
+        float amax = kFp8RowAmaxFloor, partial = 0;
+        for (int64_t i = k; i < end; ++i) amax = std::max(amax, std::fabs(x[t * K + i]));
+        const float scale = fp8_power_scale(amax);
+        for (int64_t i = k; i < end; ++i) {
+          const float code = e4m3_to_f32(f32_to_e4m3(x[t * K + i] / scale));
+          partial = std::fma(code, e4m3_to_f32(codes[n * K + i]), partial);
+        }
+        sum += partial * (scale * e8m0_to_f32(scales[n / 128 * 3 + k / 128]));
+      }
+      want[t * N + n] = sum;
+    }
+  }
+  const PanelLayout layout{N, K, 1};
+  std::vector<float> panels(static_cast<size_t>(layout.size()));
+  pack_panels(w.data(), layout, panels.data());
+  simulate_fp8_panels(panels.data(), layout, panels.data());
+  simulate_fp8_rows(ctx, {x.data(), K, x.data(), K, T, K, block});
+  linear_fwd(ctx, {.x = x.data(),
+                   .x_stride = K,
+                   .w_panels = panels.data(),
+                   .y = got.data(),
+                   .y_stride = N,
+                   .T = T,
+                   .N = N,
+                   .K = K,
+                   .k_block = block});
+  expect_same_bits(got, want, "decoded");
 }
 
 TEST(QuantTest, WeightPanelsAreTheBytesThatQuantiseFp8Writes) {

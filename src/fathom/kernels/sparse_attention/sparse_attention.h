@@ -9,6 +9,8 @@
 // Chunks are merged left to right: m' = max(m, m_c); l = l·exp(m−m') + l_c·exp(m_c−m') (as one
 // fma); a likewise. Sink last: m' = max(m, sink), l as before with l_c = 1. o = a / l. lse = m +
 // log(l).
+// With bf16_p, p_k is rounded to BF16 where it weighs the keys (not in l). The backward passes
+// through that rounding: its P is not rounded.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +38,7 @@ struct SparseAttentionFwd {
   int64_t T, H, hd;
   float* o;    // [T, H, hd], not yet rotated back
   float* lse;  // [T, H] m + log(l) with the sink inside; may be null
+  bool bf16_p = false;
 };
 void sparse_attention_fwd(const ExecContext& ctx, const SparseAttentionFwd& p);
 

@@ -1,5 +1,6 @@
 #include "fathom/kernels/sparse_attention/sparse_attention_cpu.h"
 
+#include "fathom/kernels/quant/bf16_round.h"
 #include "fathom/kernels/quant/entry_decode.h"
 #include "fathom/kernels/sparse_attention/dots.h"
 #include "fathom/numerics/vec_math.h"
@@ -77,14 +78,15 @@ struct Softmax {
 };
 
 /// One chunk of keys: (m, l) and a [hd]. `s`: room for `count` floats.
-inline Softmax attend_chunk(const float* q, const float* const* keys, int64_t count, int64_t hd,
-                            float scale, float* s, float* a) {
-  scores(q, keys, count, hd, scale, s);
+inline Softmax attend_chunk(const SparseAttentionFwd& p, const float* q, const float* const* keys,
+                            int64_t count, float* s, float* a) {
+  scores(q, keys, count, p.hd, p.scale, s);
   const float m = row_max(s, count);
   const F16 shift = set1(m);
   map(s, count, [&](F16 v) { return exp(sub(v, shift)); });
   const float l = row_sum(s, count);
-  weighted_keys(s, keys, count, hd, a);
+  if (p.bf16_p) map(s, count, [](F16 v) { return round_to_bf16(v); });
+  weighted_keys(s, keys, count, p.hd, a);
   return {m, l};
 }
 
@@ -101,10 +103,10 @@ void sparse_attention_fwd_items(const SparseAttentionFwd& p, const float** keys,
     if (t != listed) count = list_keys(p, t, keys, decoded), listed = t;
     const float* q = p.q + item * p.hd;
     int64_t next = p.window_count[t];
-    Softmax total = attend_chunk(q, keys, next, p.hd, p.scale, s, a);
+    Softmax total = attend_chunk(p, q, keys, next, s, a);
     while (next < count) {
       const int64_t n = count - next < kAttentionChunkKeys ? count - next : kAttentionChunkKeys;
-      const Softmax chunk = attend_chunk(q, keys + next, n, p.hd, p.scale, s, chunk_a);
+      const Softmax chunk = attend_chunk(p, q, keys + next, n, s, chunk_a);
       next += n;
       const float m = chunk.m > total.m ? chunk.m : total.m;
       const float r = exp1(total.m - m), r_chunk = exp1(chunk.m - m);

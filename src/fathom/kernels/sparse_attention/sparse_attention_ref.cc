@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fathom/kernels/quant/quant_ref.h"
+#include "fathom/kernels/sparse_attention/sparse_attention.h"  // kAttentionChunkKeys
+
 namespace fathom {
 namespace {
 
@@ -10,6 +13,28 @@ double dot(const double* x, const double* y, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
   return sum;
+}
+
+std::vector<double> weights_of(const std::vector<double>& s, double m) {
+  std::vector<double> weights;
+  for (const double v : s) weights.push_back(std::exp(v - m));
+  return weights;
+}
+
+/// Rounded against the maximum of their chunk: the window, then 512 compressed keys at a time.
+std::vector<double> rounded_weights(const std::vector<double>& s, double m, int64_t num_window) {
+  std::vector<double> weights;
+  const auto count = static_cast<int64_t>(s.size());
+  for (int64_t begin = 0, end = num_window; begin < count;
+       begin = end, end += kAttentionChunkKeys) {
+    end = std::min(end, count);
+    const double of_chunk = *std::max_element(s.begin() + begin, s.begin() + end);
+    for (int64_t k = begin; k < end; ++k) {
+      const double p = bf16_ref(std::exp(s[static_cast<size_t>(k)] - of_chunk));
+      weights.push_back(p * std::exp(of_chunk - m));
+    }
+  }
+  return weights;
 }
 
 }  // namespace
@@ -30,10 +55,12 @@ SparseAttentionOutRef sparse_attention_ref(const SparseAttentionRef& p) {
       }
       double l = std::exp(sink - m);
       for (const double v : s) l += std::exp(v - m);
+      const std::vector<double> weights =
+          p.num_window.empty() ? weights_of(s, m) : rounded_weights(s, m, p.num_window[t]);
       for (size_t k = 0; k < s.size(); ++k) {
         for (int64_t d = 0; d < p.hd; ++d) {
           out.o[static_cast<size_t>(at + d)] +=
-              std::exp(s[k] - m) / l * p.keys[static_cast<size_t>(p.seen[t][k] * p.hd + d)];
+              weights[k] / l * p.keys[static_cast<size_t>(p.seen[t][k] * p.hd + d)];
         }
       }
       out.lse.push_back(m + std::log(l));

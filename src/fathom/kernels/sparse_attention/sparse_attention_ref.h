@@ -13,6 +13,9 @@ struct SparseAttentionRef {
   std::vector<double> keys;                // [num_keys, hd]
   std::vector<double> sink;                // [H]
   std::vector<std::vector<int64_t>> seen;  // [T] keys of each query
+  // For o with P rounded to BF16 in chunks: the number of each query's first keys that are its
+  // window. Empty: not rounded.
+  std::vector<int64_t> num_window = {};
 };
 
 struct SparseAttentionOutRef {
