@@ -9,6 +9,8 @@
 #include "fathom/base/hash.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/load.h"
+#include "fathom/config/derived.h"
+#include "fathom/rollout/engine_options.h"
 #include "fathom/rollout/generate.h"
 #include "fathom/server/router.h"
 #include "fathom/server/server.h"
@@ -75,6 +77,10 @@ void run_until_signal(const StopSignals& signals, Server& server, int64_t drain_
   log_info("serve: done", was_idle ? "" : "; unfinished requests were aborted");
 }
 
+void release_values(Weights* weights) {
+  for_each_parameter(*weights, [](Parameter& p) { p.master = p.compute = p.grad = Tensor(); });
+}
+
 ServedModel open_model(const config::Options& o) {
   const std::string& directory = *o.launch.hf_checkpoint;
   ServedModel model;
@@ -119,26 +125,30 @@ int serve_checkpoint(const config::Options& o, const StopSignals& signals) {
                              {"port", o.serve.port}};
 
   ServedModel model = open_model(o);
+  const LoadOptions parts = {.with_mtp = config::num_guessed_tokens(o) > 0};
   const auto load = [&](const std::string& directory) {
-    return load_weights(execution.context(), directory, {.with_mtp = false});
+    const ExecContext& ctx = execution.context();
+    return in_precision(ctx, load_weights(ctx, directory, parts), o);
   };
   log_info("serve: loading ", model.path);
   Weights weights = load(model.path);
+  std::string weights_directory = model.path;  // where the weights of now come from
+  const Json served = model_config_to_json(load_model_config(model.path), "float32");
   options.api.weights = &weights;
   options.api.load_weights = [&](const std::string& directory) {
-    const Json served = model_config_to_json(weights.config, "float32");
     FATHOM_CHECK(model_config_to_json(load_model_config(directory), "float32") == served, directory,
                  ": its config.json describes another model than the one that is served");
     weights = load(directory);
+    weights_directory = directory;
   };
+  options.api.release_weights = [&] { release_values(&weights); };
+  options.api.restore_weights = [&] { weights = load(weights_directory); };
 
   const auto make_engine = [&, tokenizer = model.tokenizer](OnToken on_token) {
-    EngineOptions engine;
+    EngineOptions engine = engine_options(o);
     if (tokenizer) engine.append_token = append_token_of(*tokenizer);
-    engine.max_running_requests = o.engine.max_running_requests;
-    engine.chunked_prefill_size = o.engine.chunked_prefill_size;
-    engine.page_size = o.engine.page_size.value_or(0);
     engine.on_token = std::move(on_token);
+    log_info("serve: states may take ", engine.state_bytes >> 20, " MiB");
     return std::make_unique<Engine>(execution.context(), weights, engine);
   };
   EngineServer server(make_engine, std::move(model), options);

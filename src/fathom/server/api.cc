@@ -43,7 +43,7 @@ const Api::Route* Api::find_route(const HttpRequest& request) {
       {"/pause_generation", "POST", nullptr, &Api::pause_generation, true},
       {"/continue_generation", "POST", nullptr, &Api::continue_generation, true},
       {"/release_memory_occupation", "POST", nullptr, &Api::release_memory, true},
-      {"/resume_memory_occupation", "POST", nullptr, &Api::resume_memory},
+      {"/resume_memory_occupation", "POST", nullptr, &Api::resume_memory, true},
       {"/update_weight_version", "POST", nullptr, &Api::update_weight_version, true},
       {"/update_weights_from_disk", "POST", nullptr, &Api::update_weights_from_disk, true},
       {"/get_weights_by_name", "GET POST", nullptr, &Api::get_weights_by_name, true},

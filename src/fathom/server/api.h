@@ -26,6 +26,8 @@ struct ApiOptions {
   const Weights* weights = nullptr;   // read by weight endpoints, on the engine's thread
   /// Puts the weights of a checkpoint directory in place of the served ones. Null: not offered.
   std::function<void(const std::string& directory)> load_weights;
+  /// Gives the memory of the weights back, and makes them as they were. Null: not offered.
+  std::function<void()> release_weights, restore_weights;
 };
 
 class Api {
@@ -89,6 +91,7 @@ class Api {
   std::atomic<bool> is_draining_ = false;
   asio::thread_pool waiting_;  // one thread, for endpoints that wait for the engine's thread
   std::vector<std::pair<std::string, std::string>> weight_snapshot_;  // name, hash; engine's thread
+  bool states_are_away_ = false, weights_are_away_ = false;           // engine's thread
 };
 
 /// Whether a request carries the key, compared in constant time.

@@ -220,9 +220,45 @@ TEST(ApiTest, AnswersCarryTheNameOfTheirWeights) {
   EXPECT_EQ(server.get("/flush_cache").status, 200);
   EXPECT_EQ(server.post("/generate", body).json()["meta_info"]["weight_version"], "step-7");
   EXPECT_EQ(server.get("/model_info").json()["weight_version"], "step-7");
-  EXPECT_EQ(server.post("/release_memory_occupation", {{"tags", {"kv_cache"}}}).status, 200);
-  EXPECT_EQ(server.post("/release_memory_occupation", Json::object()).status, 501);
-  EXPECT_EQ(server.post("/resume_memory_occupation", {{"tags", {"kv_cache"}}}).status, 200);
+}
+
+TEST(ApiTest, MemoryIsGivenBackAndTakenAgain) {
+  TestServer server;
+  const Json body{{"text", "abcdef"},
+                  {"sampling_params", {{"max_new_tokens", 40}, {"sampling_seed", 3}}}};
+  const Json before = server.post("/generate", body).json();
+  EXPECT_TRUE(server.becomes_idle());
+  for (const Json& tags : {Json(nullptr), Json{"kv_cache"}, Json{"kv_cache", "cuda_graph"}}) {
+    const Reply released = server.post("/release_memory_occupation", {{"tags", tags}});
+    EXPECT_EQ(released.status, 200) << released.body;
+    EXPECT_GT(released.json()["state_bytes"], 0);
+    auto held = std::async(std::launch::async, [&] { return server.post("/generate", body); });
+    EXPECT_EQ(held.wait_for(milliseconds(200)), std::future_status::timeout);
+    EXPECT_EQ(server.post("/resume_memory_occupation", {{"tags", tags}}).status, 200);
+    EXPECT_EQ(held.get().json()["output_ids"], before["output_ids"]);
+    EXPECT_TRUE(server.becomes_idle());
+  }
+  EXPECT_EQ(server.post("/release_memory_occupation", {{"tags", {"weights"}}}).status, 501);
+  EXPECT_EQ(server.post("/release_memory_occupation", {{"tags", {"x"}}}).error()["param"], "tags");
+}
+
+TEST(ApiTest, ARetractedRequestGoesOnWithTheNewWeights) {
+  TestServer server({}, slow_script());
+  auto held = std::async(std::launch::async,
+                         [&] { return server.post("/generate", long_request("held", 400)); });
+  EXPECT_TRUE(TestServer::eventually(
+      [&] { return server.metric("sglang:time_to_first_token_seconds_count") == 1; }));
+  EXPECT_EQ(server.get("/flush_cache").status, 400);
+  EXPECT_EQ(server.post("/release_memory_occupation", Json::object()).status, 400);
+  EXPECT_EQ(server.post("/pause_generation", {{"mode", "retract"}}).status, 200);
+  EXPECT_EQ(server.get("/flush_cache").status, 200);
+  EXPECT_EQ(server.post("/release_memory_occupation", Json::object()).status, 200);
+  EXPECT_EQ(server.post("/resume_memory_occupation", Json::object()).status, 200);
+  EXPECT_EQ(server.post("/update_weight_version", {{"new_version", "two"}}).status, 200);
+  EXPECT_EQ(server.post("/continue_generation", Json::object()).status, 200);
+  const Json answer = held.get().json();
+  EXPECT_EQ(answer["output_ids"].size(), 400u);
+  EXPECT_EQ(answer["meta_info"]["weight_version"], "two");
 }
 
 TEST(ApiTest, TheQueueHasALimitAndIdsAreTakenOnce) {

@@ -12,6 +12,9 @@ namespace {
 constexpr const char* kBusy =
     "requests are unfinished; wait for them, abort them or set abort_all_requests";
 
+constexpr const char* kWeightsAreAway =
+    "the weights were released; resume_memory_occupation brings them back";
+
 HttpResponse ok_message(const std::string& message) {
   return json_response({{"message", message}, {"status", "ok"}});
 }
@@ -39,6 +42,31 @@ std::string hash_of(const Parameter& p) {
   return sha256_hex({reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)});
 }
 
+/// Which memory is meant; CUDA graphs are none here.
+struct MemoryTags {
+  bool states = false, weights = false;
+  bool is_default = false;  // all, as nothing was said
+};
+
+MemoryTags read_memory_tags(const Json& body) {
+  JsonFields fields(body, "");
+  const std::vector<std::string> names = fields.texts("tags");
+  fields.refuse_unknown();
+  MemoryTags tags;
+  tags.is_default = names.empty();
+  if (tags.is_default) tags.states = tags.weights = true;
+  for (const std::string& name : names) {
+    if (name == "kv_cache") {
+      tags.states = true;
+    } else if (name == "weights") {
+      tags.weights = true;
+    } else if (name != "cuda_graph") {
+      fields.fail("tags", "kv_cache, weights or cuda_graph are expected", Json(name));
+    }
+  }
+  return tags;
+}
+
 using Hashes = std::vector<std::pair<std::string, std::string>>;
 
 Hashes hashes_of(const Weights& weights) {
@@ -57,7 +85,8 @@ std::string hash_of_all(const Hashes& hashes) {
 }  // namespace
 
 HttpResponse Api::flush_cache(const HttpRequest&) {
-  if (service_.flush_cache()) return text_response("Cache flushed.\n");
+  const bool is_flushed = service_.run_without_states([](Engine& engine) { engine.flush_cache(); });
+  if (is_flushed) return text_response("Cache flushed.\n");
   return text_response("Flush cache failed: requests are running or queued.\n", 400);
 }
 
@@ -84,8 +113,10 @@ HttpResponse Api::pause_generation(const HttpRequest& request) {
     service_.pause(PauseMode::kAbort);
   } else if (mode == "in_place") {
     service_.pause(PauseMode::kInPlace);
+  } else if (mode == "retract") {
+    service_.pause(PauseMode::kRetract);
   } else {
-    fields.fail("mode", "abort or in_place is expected", Json(mode));
+    fields.fail("mode", "abort, retract or in_place is expected", Json(mode));
   }
   return ok_message("Generation paused successfully.");
 }
@@ -101,34 +132,47 @@ HttpResponse Api::continue_generation(const HttpRequest& request) {
 
 HttpResponse Api::release_memory(const HttpRequest& request) {
   const Json body = optional_body(request);
-  JsonFields fields(body, "");
-  const std::vector<std::string> tags = fields.texts("tags");
-  fields.refuse_unknown();
-  for (const std::string& tag : tags.empty() ? std::vector<std::string>{"weights"} : tags) {
-    if (tag == "weights") {
-      throw HttpError(501,
-                      "the weights stay in memory: they exist once, and nothing could bring them "
-                      "back but update_weights_from_disk. The tag kv_cache is released",
-                      "tags");
-    }
-    if (tag != "kv_cache" && tag != "cuda_graph") {
-      fields.fail("tags", "kv_cache, weights or cuda_graph are expected", Json(tag));
-    }
+  const MemoryTags tags = read_memory_tags(body);
+  if (tags.weights && !tags.is_default && !options_.release_weights) {
+    throw HttpError(501, "this server cannot give its weights back", "tags");
   }
-  if (!service_.flush_cache()) throw HttpError(400, kBusy);
-  return text_response("");
+  ReleasedMemory released;
+  const bool is_done = service_.run_without_states([&](Engine& engine) {
+    released.resident_before = resident_bytes();
+    if (tags.states) {
+      released.state_bytes = engine.release_memory().state_bytes;
+      states_are_away_ = true;
+    }
+    if (tags.weights && options_.release_weights && !weights_are_away_) {
+      options_.release_weights();
+      weights_are_away_ = true;
+    }
+    service_.hold(states_are_away_ || weights_are_away_);
+    released.resident_after = resident_bytes();
+  });
+  if (!is_done) throw HttpError(400, kBusy);
+  return json_response({{"success", true},
+                        {"message", "Memory was released."},
+                        {"state_bytes", released.state_bytes},
+                        {"resident_bytes_before", released.resident_before},
+                        {"resident_bytes_after", released.resident_after}});
 }
 
 HttpResponse Api::resume_memory(const HttpRequest& request) {
   const Json body = optional_body(request);
-  JsonFields fields(body, "");
-  for (const std::string& tag : fields.texts("tags")) {
-    if (tag != "kv_cache" && tag != "cuda_graph" && tag != "weights") {
-      fields.fail("tags", "kv_cache, weights or cuda_graph are expected", Json(tag));
+  const MemoryTags tags = read_memory_tags(body);
+  service_.run([&](Engine& engine) {
+    if (tags.weights && weights_are_away_) {
+      options_.restore_weights();
+      weights_are_away_ = false;
     }
-  }
-  fields.refuse_unknown();
-  return text_response("");  // states are allocated as requests need them
+    if (tags.states) {
+      engine.take_memory();
+      states_are_away_ = false;
+    }
+    service_.hold(states_are_away_ || weights_are_away_);
+  });
+  return outcome(true, "Memory is in use again.");
 }
 
 HttpResponse Api::update_weight_version(const HttpRequest& request) {
@@ -159,10 +203,13 @@ HttpResponse Api::update_weights_from_disk(const HttpRequest& request) {
   if (options_.load_weights == nullptr) {
     throw HttpError(501, "this server cannot load other weights");
   }
+  const auto load = [&] {
+    options_.load_weights(directory);
+    weights_are_away_ = false;
+    service_.hold(states_are_away_);
+  };
   try {
-    if (!service_.change_weights(version, abort_all, [&] { options_.load_weights(directory); })) {
-      return outcome(false, kBusy);
-    }
+    if (!service_.change_weights(version, abort_all, load)) return outcome(false, kBusy);
   } catch (const UserError& e) {
     return outcome(false, e.what());
   }
@@ -178,6 +225,7 @@ HttpResponse Api::get_weights_by_name(const HttpRequest& request) {
   if (options_.weights == nullptr) throw HttpError(501, "this server has no weights to show");
   Json values = nullptr;
   service_.run([&](Engine&) {
+    if (weights_are_away_) throw HttpError(400, kWeightsAreAway);
     for_each_parameter(*options_.weights, [&](const Parameter& p) {
       if (p.name != name || p.kind == ParameterKind::kTable) return;
       std::vector<float> all(static_cast<size_t>(p.numel()));
@@ -213,6 +261,7 @@ HttpResponse Api::weights_checker(const HttpRequest& request) {
   }
   Hashes now, snapshot;
   service_.run([&](Engine&) {
+    if (weights_are_away_) throw HttpError(400, kWeightsAreAway);
     now = hashes_of(*options_.weights);
     if (action == "snapshot") weight_snapshot_ = now;
     snapshot = weight_snapshot_;

@@ -149,19 +149,22 @@ void EngineService::run(const std::function<void(Engine&)>& work) {
 }
 
 void EngineService::pause(PauseMode mode) {
-  run([&](Engine&) {
+  run([&](Engine& engine) {
     if (mode == PauseMode::kAbort) abort_matching(any_rid, "Generation was paused");
+    engine.pause(mode);
+    is_retracted_ = is_retracted_ || mode == PauseMode::kRetract;
     const std::lock_guard<std::mutex> lock(mutex_);
     is_paused_ = true;
   });
 }
 
 void EngineService::resume() {
-  {
+  run([&](Engine& engine) {
+    engine.resume();
+    is_retracted_ = false;
     const std::lock_guard<std::mutex> lock(mutex_);
     is_paused_ = false;
-  }
-  wake_.notify_all();
+  });
 }
 
 bool EngineService::is_paused() const {
@@ -169,17 +172,14 @@ bool EngineService::is_paused() const {
   return is_paused_;
 }
 
-bool EngineService::flush_cache() {
-  bool is_flushed = false;
+bool EngineService::run_without_states(const std::function<void(Engine&)>& work) {
+  bool is_done = false;
   run([&](Engine& engine) {
-    if (engine.has_work() || !running_.empty()) return;
-    // A new version is what makes an engine forget its states; the weights keep their name.
-    const int64_t version = engine.weight_version() + 1;
-    engine.set_weight_version(version);
-    version_names_[version] = weight_version();
-    is_flushed = true;
+    if (!running_.empty() && !is_retracted_) return;
+    work(engine);
+    is_done = true;
   });
-  return is_flushed;
+  return is_done;
 }
 
 bool EngineService::change_weights(const std::string& version, bool abort_all,
@@ -190,7 +190,7 @@ bool EngineService::change_weights(const std::string& version, bool abort_all,
       abort_matching(any_rid, "The weights were changed");
       for (Completion& completion : engine.take_completions()) deliver(std::move(completion));
     }
-    if (engine.has_work() || !running_.empty()) return;
+    if (!running_.empty() && !is_retracted_) return;
     change();
     const int64_t number = engine.weight_version() + 1;
     engine.set_weight_version(number);
@@ -226,12 +226,10 @@ bool EngineService::take_commands(bool wait) {
   std::deque<std::function<void()>> commands;
   {
     std::unique_lock<std::mutex> lock(mutex_);
-    const bool was_paused = is_paused_;
     // The time-out keeps the published rates true while nothing happens.
     if (wait) {
-      wake_.wait_for(lock, std::chrono::seconds(1), [&] {
-        return !commands_.empty() || is_stopping_ || is_paused_ != was_paused;
-      });
+      wake_.wait_for(lock, std::chrono::seconds(1),
+                     [&] { return !commands_.empty() || is_stopping_; });
     }
     commands.swap(commands_);
     if (is_stopping_ && commands.empty()) return false;
@@ -245,7 +243,7 @@ void EngineService::work() {
   while (take_commands(!can_step)) {
     can_step = false;
     try {
-      if (engine_ != nullptr && !is_paused()) can_step = engine_->step();
+      if (engine_ != nullptr && !is_held_) can_step = engine_->step();
     } catch (const std::exception& e) {
       log_warning("engine: ", e.what());
       {

@@ -49,11 +49,6 @@ struct Job {
   std::shared_ptr<JobListener> listener;
 };
 
-enum class PauseMode {
-  kAbort,    // end all answers with what they have
-  kInPlace,  // keep them as they are
-};
-
 class EngineService {
  public:
   struct Options {
@@ -76,7 +71,8 @@ class EngineService {
   void abort(std::string rid, std::string message);
   void abort_prefix(std::string rid_prefix, std::string message);  // an empty one ends all
 
-  void pause(PauseMode mode);  // returns when it has taken effect
+  // They return when they have taken effect. Errors: HttpError 503 when the engine is lost.
+  void pause(PauseMode mode);
   void resume();
   bool is_paused() const;
 
@@ -84,11 +80,16 @@ class EngineService {
   /// HttpError 503 when the engine is lost.
   void run(const std::function<void(Engine&)>& work);
 
-  /// Forgets all states. @return false, with nothing done, when requests are unfinished.
-  bool flush_cache();
+  /// As run(). @return false, with nothing done, while unfinished requests hold states: all do, but
+  /// those that a pause has retracted.
+  bool run_without_states(const std::function<void(Engine&)>& work);
 
-  /// Runs `change` with no request unfinished (they are aborted first, or false is returned), then
-  /// gives the weights a name. Answers carry the name they were made under.
+  /// No steps while true. To be called inside of run().
+  void hold(bool is_held) { is_held_ = is_held; }
+
+  /// Runs `change` while no request holds a state (with abort_all they are aborted first, else
+  /// false is returned), then gives the weights a name. Answers carry the name they were made
+  /// under.
   bool change_weights(const std::string& version, bool abort_all,
                       const std::function<void()>& change);
   std::string weight_version() const;
@@ -134,6 +135,7 @@ class EngineService {
   // The engine's thread.
   std::map<int64_t, Running> running_;  // by engine id
   std::map<int64_t, std::string> version_names_;
+  bool is_held_ = false, is_retracted_ = false;
   Clock::time_point rate_begin_;
   int64_t rate_tokens_ = 0;
 

@@ -106,7 +106,13 @@ class ScriptedModel : public StepModel {
     std::vector<uint64_t> hash_of_row;
     for (const Segment& segment : batch.segments) {
       auto* kept = reinterpret_cast<float*>(segment.state->layer(0).window.data());
+      size_t next_checkpoint = 0;
       for (int64_t i = 0; i < segment.num_tokens; ++i) {
+        if (next_checkpoint < segment.checkpoints.size() &&
+            segment.checkpoints[next_checkpoint].num_tokens == segment.start_pos + i) {
+          copy_state_block(segment.state->space(), segment.state->block(),
+                           *segment.checkpoints[next_checkpoint++].block);
+        }
         const int32_t id = batch.token_ids[hash_of_row.size()];
         const uint64_t before = segment.start_pos + i == 0 ? 0 : static_cast<uint64_t>(*kept);
         const uint64_t hash = Script::next_hash(before, id);

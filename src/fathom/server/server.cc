@@ -40,7 +40,7 @@ void EngineServer::drain(std::chrono::milliseconds patience) {
   };
   wait(patience);
   if (is_idle()) return;
-  service_->resume();
+  if (service_->failure().empty()) service_->resume();
   service_->abort_prefix("", "The server is shutting down");
   wait(std::chrono::seconds(10));
 }
