@@ -1,4 +1,5 @@
-// Forward+backward and decoding of a whole model on random weights. Prints one JSON object a line:
+// Forward+backward, decoding and shared prompts of a whole model on random weights. Prints one JSON
+// object a line:
 //   {"what": "train", "tokens": 2048, "threads": 2, "ms": ..., "tokens_per_s": ..., "gflops": ...}
 // Usage: model_bench MODEL_CONFIG.json [threads [decode|train]]. Medians of several repetitions
 // after a warm-up.
@@ -21,6 +22,7 @@ namespace {
 
 constexpr int64_t kSequences = 64, kSequenceTokens = 33;  // 32 predicted tokens each
 constexpr int64_t kPromptTokens = 12, kNewTokens = 64;
+constexpr int64_t kLongPrompt = 512;
 
 double median_seconds(int repetitions, const std::function<void()>& body) {
   body();
@@ -99,13 +101,51 @@ void bench_decode(const ExecContext& ctx, const Weights& w, int threads, int64_t
       tokens / seconds);
 }
 
+Request prompt_of(const ModelConfig& config, int64_t num_tokens, int64_t num_samples) {
+  Request request;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    request.prompt_ids.push_back(static_cast<int32_t>(mix64(7, static_cast<uint64_t>(t)) %
+                                                      static_cast<uint64_t>(config.vocab_size)));
+  }
+  request.sampling.max_new_tokens = 1;
+  for (int64_t s = 0; s < num_samples; ++s) request.seeds.push_back(static_cast<uint64_t>(s));
+  return request;
+}
+
+/// What one token each of several samples of a long prompt cost, and the prompt sent once more.
+void bench_prefix(const ExecContext& ctx, const Weights& w, int threads) {
+  for (int64_t num_samples : {1, 8}) {
+    const double seconds = median_seconds(10, [&] {
+      Engine engine(ctx, w, {});
+      engine.submit(prompt_of(w.config, kLongPrompt, num_samples));
+      engine.run_until_done();
+    });
+    std::printf(
+        "{\"what\": \"prefill\", \"prompt\": %ld, \"samples\": %ld, \"threads\": %d, "
+        "\"ms\": %.3f}\n",
+        static_cast<long>(kLongPrompt), static_cast<long>(num_samples), threads, seconds * 1e3);
+  }
+  Engine engine(ctx, w, {});
+  int64_t num_cached = 0;
+  const double seconds = median_seconds(10, [&] {  // the warm-up fills the cache
+    engine.submit(prompt_of(w.config, kLongPrompt, 1));
+    num_cached = engine.run_until_done().front().num_cached_tokens;
+  });
+  const PrefixCacheCounters& cache = engine.counters().prefix_cache;
+  std::printf(
+      "{\"what\": \"prefill again\", \"prompt\": %ld, \"cached_tokens\": %ld, "
+      "\"hits\": %ld, \"threads\": %d, \"ms\": %.3f}\n",
+      static_cast<long>(kLongPrompt), static_cast<long>(num_cached),
+      static_cast<long>(cache.num_hits), threads, seconds * 1e3);
+}
+
 }  // namespace
 }  // namespace fathom
 
 int main(int argc, char** argv) {
   using namespace fathom;
   if (argc < 2) {
-    std::fprintf(stderr, "usage: model_bench MODEL_CONFIG.json [threads [decode|train]]\n");
+    std::fprintf(stderr, "usage: model_bench MODEL_CONFIG.json [threads [decode|train|prefix]]\n");
     return 2;
   }
   keep_freed_memory();
@@ -116,10 +156,11 @@ int main(int argc, char** argv) {
     Weights w = make_weights(parse_model_config(read_json_file(argv[1]), argv[1]), false);
     init_random_weights(w, 1);
     const std::string only = argc > 3 ? argv[3] : "";
-    if (only != "train") {
+    if (only.empty() || only == "decode") {
       for (int64_t batch : {1, 16, 64}) bench_decode(ctx, w, threads, batch);
     }
-    if (only != "decode") bench_train(ctx, w, threads);
+    if (only.empty() || only == "prefix") bench_prefix(ctx, w, threads);
+    if (only.empty() || only == "train") bench_train(ctx, w, threads);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
