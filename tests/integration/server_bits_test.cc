@@ -26,7 +26,7 @@ class ServerBitsTest : public ::testing::Test {
           engine.max_running_requests = 6;
           engine.chunked_prefill_size = 20;
           engine.on_token = std::move(on_token);
-          return std::make_unique<Engine>(ctx_, weights_, engine);
+          return std::make_unique<Engine>(server_ctx_, weights_, engine);
         },
         std::move(model), options);
   }
@@ -37,8 +37,9 @@ class ServerBitsTest : public ::testing::Test {
     return reply.json();
   }
 
-  ThreadPool pool_{2};
-  ExecContext ctx_{&pool_, detect_cpu_isa()};
+  // A pool is one caller's: the server's engine has another one than what it is compared with.
+  ThreadPool server_pool_{2}, pool_{2};
+  ExecContext server_ctx_{&server_pool_, detect_cpu_isa()}, ctx_{&pool_, detect_cpu_isa()};
   Weights weights_ = make_tiny_weights(3);
   std::unique_ptr<EngineServer> server_;
 };
