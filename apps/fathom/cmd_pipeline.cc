@@ -1,4 +1,6 @@
 // full-train and its stages: the launcher with the functions that do the work.
+#include <filesystem>
+
 #include "commands.h"
 #include "conversion.h"
 #include "execution.h"
@@ -32,10 +34,11 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
   // The configuration counts MTP modules only where the checkpoint has their tensors.
   Weights weights = make_weights(ModelTensors(checkpoint).config());
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
-  load_torch_dist(*options.checkpoint.ref_load, &weights);
-  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path,
-        config::to_json(command))
-      .run();
+  load_torch_dist(ctx, *options.checkpoint.ref_load, &weights);
+  Json config = config::to_json(command);
+  std::error_code error;  // paths of the options may be relative to it
+  config["working_directory"] = std::filesystem::current_path(error).string();
+  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path, config).run();
 }
 
 }  // namespace

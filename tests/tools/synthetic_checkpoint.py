@@ -1,9 +1,10 @@
 """Model directories with the headers of the official release.
 
-usage: synthetic_checkpoint.py flash|pro OUTPUT [--layers N] [--experts N] [--fill] [--fp8] [--seed S]
+usage: synthetic_checkpoint.py flash|pro|small OUTPUT [--layers N] [--experts N] [--fill] [--fp8] [--seed S]
 
 flash, pro   names, shapes, types and number of shards as published. Without --fill the files are sparse: headers and
              index are real, the weights are holes that read as zeros and take no room on the disk.
+small        every kind of layer and tensor in about 30 MB.
 --layers     the first N layers only (and the MTP module), --experts the first N experts: a model of the same widths
              in fewer gigabytes.
 --fill       random weights: any code but NaN, scales near 2^-7, BF16 values near 0.02.
@@ -21,8 +22,10 @@ MODELS = {
                   ratios=[0, 0] + [4, 128] * 20 + [4, 0], scaling=1.5),
     "pro": dict(hidden=7168, layers=61, heads=128, q_lora=1536, o_groups=16, experts=384, width=3072, shards=64, index_topk=1024,
                 ratios=[128, 128] + [4, 128] * 29 + [4, 0], scaling=2.5),
+    "small": dict(hidden=512, layers=4, heads=8, q_lora=256, o_groups=4, experts=16, width=256, shards=6, index_topk=64,
+                  ratios=[0, 4, 128, 4, 0], scaling=1.5, vocabulary=8192, hash_layers=1),
 }
-VOCABULARY, HEAD, O_LORA, HASH_LAYERS = 129280, 512, 1024, 3
+HEAD, O_LORA = 512, 1024
 SIZES = {"F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "BF16": 2, "F32": 4, "I64": 8}
 
 
@@ -32,7 +35,7 @@ def blocks(n):
 
 def describe(name, layers=None, experts=None, fp8=False):
     """[(name, dtype, shape)] in the order in which shards are filled, and config.json."""
-    m = dict(MODELS[name])
+    m = {"vocabulary": 129280, "hash_layers": 3, **MODELS[name]}
     main_ratios = m["ratios"][:m["layers"]][:layers]
     if layers is not None:
         m["layers"] = min(layers, m["layers"])
@@ -85,7 +88,7 @@ def describe(name, layers=None, experts=None, fp8=False):
         f = prefix + "ffn."
         plain(f + "gate.weight", "BF16", m["experts"], hidden)
         if hashed:
-            plain(f + "gate.tid2eid", "I64", VOCABULARY, 6)
+            plain(f + "gate.tid2eid", "I64", m["vocabulary"], 6)
         else:
             plain(f + "gate.bias", "F32", m["experts"])
         for w, rows, columns in (("w1", m["width"], hidden), ("w2", hidden, m["width"]), ("w3", m["width"], hidden)):
@@ -94,11 +97,11 @@ def describe(name, layers=None, experts=None, fp8=False):
             for w, rows, columns in (("w1", m["width"], hidden), ("w2", hidden, m["width"]), ("w3", m["width"], hidden)):
                 expert(f"{f}experts.{e}.{w}", rows, columns)
 
-    plain("embed.weight", "BF16", VOCABULARY, hidden)
+    plain("embed.weight", "BF16", m["vocabulary"], hidden)
     for i in range(m["layers"]):
-        layer(f"layers.{i}.", main_ratios[i], i < HASH_LAYERS)
+        layer(f"layers.{i}.", main_ratios[i], i < m["hash_layers"])
     plain("norm.weight", "BF16", hidden)
-    plain("head.weight", "BF16", VOCABULARY, hidden)
+    plain("head.weight", "BF16", m["vocabulary"], hidden)
     for prefix in ("", "mtp.0."):
         plain(prefix + "hc_head_fn", "F32", 4, 4 * hidden)
         plain(prefix + "hc_head_base", "F32", 4)
@@ -110,14 +113,14 @@ def describe(name, layers=None, experts=None, fp8=False):
         plain(f"mtp.0.{norm}.weight", "BF16", hidden)
 
     config = {
-        "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "vocab_size": VOCABULARY,
+        "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "vocab_size": m["vocabulary"],
         "hidden_size": hidden, "num_hidden_layers": m["layers"], "num_nextn_predict_layers": 1,
         "num_attention_heads": m["heads"], "num_key_value_heads": 1, "head_dim": HEAD, "qk_rope_head_dim": 64,
         "q_lora_rank": m["q_lora"], "o_groups": m["o_groups"], "o_lora_rank": O_LORA, "sliding_window": 128,
         "compress_ratios": m["ratios"], "compress_rope_theta": 160000, "rope_theta": 10000,
         "index_n_heads": 64, "index_head_dim": 128, "index_topk": m["index_topk"],
         "n_routed_experts": m["experts"], "n_shared_experts": 1, "num_experts_per_tok": 6,
-        "moe_intermediate_size": m["width"], "num_hash_layers": min(HASH_LAYERS, m["layers"]), "scoring_func": "sqrtsoftplus",
+        "moe_intermediate_size": m["width"], "num_hash_layers": min(m["hash_layers"], m["layers"]), "scoring_func": "sqrtsoftplus",
         "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": m["scaling"], "swiglu_limit": 10.0,
         "hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6, "hidden_act": "silu",
         "attention_bias": False, "attention_dropout": 0.0, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1,

@@ -20,7 +20,8 @@ namespace {
 [[noreturn]] void throw_errno(const std::string& what, const std::string& path) {
   const int code = errno;
   std::string fix;
-  if (code == ENOSPC) fix = "\n  fix: free space on that disk, then run the same command again";
+  if (code == ENOSPC || code == EDQUOT || code == EFBIG)
+    fix = "\n  fix: free space on that disk, then run the same command again";
   if (code == EACCES || code == EROFS) fix = "\n  fix: choose a directory that you may write to";
   if (code == ENOENT || code == ENOTDIR) fix = "\n  fix: check the path; its directory must exist";
   throw UserError(str_cat(what, " ", path, ": ", std::strerror(code), fix));

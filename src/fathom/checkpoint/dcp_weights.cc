@@ -62,12 +62,24 @@ void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Par
   }
 }
 
-void load_torch_dist(const std::string& path, Weights* weights) {
+void load_torch_dist(const ExecContext& ctx, const std::string& path, Weights* weights) {
   DcpReader reader(resolve_checkpoint(path));
-  for_each_parameter(*weights, [&](Parameter& p) {
-    read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);
-    p.refresh();
-  });
+  std::vector<Parameter*> parameters;
+  for_each_parameter(*weights, [&](Parameter& p) { parameters.push_back(&p); });
+  // Experts are many and small, so threads take whole parameters.
+  ctx.threads->parallel_for(
+      static_cast<int64_t>(parameters.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          Parameter& p = *parameters[static_cast<size_t>(i)];
+          read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);
+          p.refresh();
+        }
+      });
+}
+
+void load_torch_dist(const std::string& path, Weights* weights) {
+  ThreadPool one(1);
+  load_torch_dist({&one, CpuIsa::kAvx2}, path, weights);
 }
 
 Json megatron_args(const ModelConfig& c) {

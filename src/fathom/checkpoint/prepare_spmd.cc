@@ -69,10 +69,12 @@ class Conversion {
     std::unique_ptr<PendingDirectory> pending;
     if (is_coordinator()) {
       pending = std::make_unique<PendingDirectory>(out_dir_, kRelease, plan_.id);
+      remove_messages_of_others();
       check_free_space(kCommand, out_dir_, bytes_to_allocate(), "--save");
       group_.open_gate();
     } else {
       group_.wait_for_gate();
+      make_directories(partial_);  // the gate may be one that an earlier run left open
     }
     PrepareSpmdResult result;
     result.num_files = static_cast<int64_t>(plan_.files.size());
@@ -90,6 +92,17 @@ class Conversion {
     result.num_rounded = plan_.num_rounded;
     result.num_kept_fp32 = plan_.num_kept_fp32;
     return result;
+  }
+
+  // Conversions of other sources that ended early; the lock tells that none is at work.
+  void remove_messages_of_others() const {
+    for (const std::string& name : list_directory(out_dir_)) {
+      const bool is_ours = name.find(plan_.id) != std::string::npos;
+      if (name.starts_with(str_cat(".", kRelease, ".")) && name.ends_with(".work") && !is_ours) {
+        std::error_code ignored;
+        std::filesystem::remove_all(join_path(out_dir_, name), ignored);
+      }
+    }
   }
 
   bool is_there(const StreamFile& file) const { return file_size(file.path) == file.num_bytes; }
@@ -131,7 +144,7 @@ class Conversion {
     for (size_t i = 0; i < plan_.tasks.tasks.size(); ++i) {
       if (!wanted[static_cast<size_t>(plan_.task_file[i])]) continue;
       tasks.push_back(static_cast<int64_t>(i));
-      total += task_bytes(plan_.tasks.tasks[i]);
+      total += row_task_bytes(plan_.tasks.tasks[i]);
     }
     if (result->num_files_kept > 0) {
       log_info(kCommand, ": ", result->num_files_kept, " files are there from an earlier run");
@@ -164,15 +177,9 @@ class Conversion {
     result->num_bytes_read = done.load() - converter.num_bytes_put();
   }
 
-  int64_t task_bytes(const RowTask& task) const {
-    const RowBytes bytes = row_bytes(*task.tensor, task.row_begin, task.row_end);
-    return bytes.weight_bytes + bytes.scale_bytes +
-           (task.row_end - task.row_begin) * task.tensor->num_cols() *
-               row_item_size(*task.tensor, task.target);
-  }
   int64_t all_task_bytes() const {
     int64_t total = 0;
-    for (const RowTask& task : plan_.tasks.tasks) total += task_bytes(task);
+    for (const RowTask& task : plan_.tasks.tasks) total += row_task_bytes(task);
     return total;
   }
 

@@ -59,6 +59,13 @@ int64_t row_item_size(const EncodedTensor& tensor, RowTarget target) {
   return 0;
 }
 
+int64_t row_task_bytes(const RowTask& task) {
+  const RowBytes bytes = row_bytes(*task.tensor, task.row_begin, task.row_end);
+  return bytes.weight_bytes + bytes.scale_bytes +
+         (task.row_end - task.row_begin) * task.tensor->num_cols() *
+             row_item_size(*task.tensor, task.target);
+}
+
 void RowTasks::add(const EncodedTensor& tensor, int64_t begin, int64_t end, RowTarget target,
                    const std::vector<RowOutput>& wanted, int64_t piece_bytes) {
   const int64_t row_bytes = std::max<int64_t>(1, tensor.num_cols() * row_item_size(tensor, target));

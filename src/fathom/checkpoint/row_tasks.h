@@ -45,6 +45,9 @@ struct RowTasks {
 /// Size of an element in the output.
 int64_t row_item_size(const EncodedTensor& tensor, RowTarget target);
 
+/// Bytes that a task reads and writes.
+int64_t row_task_bytes(const RowTask& task);
+
 /// Executes row tasks. One per conversion; run() may be called by several threads at once, each
 /// with its own number.
 class RowConverter {

@@ -126,13 +126,15 @@ void SpmdGroup::check_others() const {
 }
 
 void SpmdGroup::fail(const std::string& message) {
-  if (place_.size > 1 && !has_problem_.load()) put_text(file("failed", place_.rank), message);
+  if (place_.size == 1) return;
+  std::error_code ignored;
+  if (place_.rank == 0) std::filesystem::remove(file("gate", 0), ignored);
+  if (!has_problem_.load()) put_text(file("failed", place_.rank), message);
 }
 
 void SpmdGroup::finish() {
   is_stopping_.store(true);
   if (thread_.joinable()) thread_.join();
-  if (place_.size == 1) return;
   // The others end within a beat; until then their last words may fall into the directory.
   std::error_code ignored;
   for (int i = 0; i < 2 * kPausesPerBeat && directory_exists(directory_); ++i) {

@@ -31,8 +31,8 @@ struct SpmdPlan {
   std::vector<int64_t> file_rank;  // Megatron's global rank of each
   std::vector<StreamItem> items;
   RowTasks tasks;
-  std::vector<int64_t> task_file;  // first file that each task writes to; tasks of a file follow
-                                   // one another but for files that are written together
+  std::vector<int64_t> task_file;     // first file that each task writes to; tasks of a file follow
+                                      // one another but for files that are written together
   std::vector<int64_t> unit_of_file;  // files of one unit are written together, by one process
   std::vector<int64_t> unit_bytes;
   DcpMetadata metadata;

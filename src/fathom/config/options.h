@@ -29,6 +29,7 @@ enum class KlLossType { kK1, kK2, kK3, kLowVarKl };
 enum class LrDecay { kConstant, kLinear, kCosine };
 enum class QkvFormat { kThd, kBshd };
 enum class ExportDtype { kBf16, kFp8 };
+enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
 enum class SftInit { kRandom, kCheckpoint };
 
@@ -236,6 +237,8 @@ struct ConvertOptions {
   std::optional<std::string> input_fp8_hf_path, output_bf16_hf_path;
   bool plan_only = false;
   ExportDtype dtype = ExportDtype::kBf16;
+  ScaleDtype scale_dtype = ScaleDtype::kE8m0;
+  std::optional<std::string> source;  // the original checkpoint
   TensorNames names = TensorNames::kOfficial;
 };
 

@@ -7,6 +7,7 @@
 #include "fathom/base/file.h"
 #include "fathom/base/log.h"
 #include "fathom/launch/copy_tree.h"
+#include "fathom/launch/process_place.h"
 #include "fathom/launch/stages.h"
 
 namespace fathom {
@@ -214,6 +215,46 @@ TEST_F(LaunchTest, CopiesKeepWhatIsEqualAndMendWhatIsNot) {
   EXPECT_EQ(read_file(to + "/sub/a"), "aaaa");
   EXPECT_EQ(read_file(to + "/other"), "stays");
   EXPECT_THROW(copy_tree(root_ + "/none", to), UserError);
+}
+
+TEST_F(LaunchTest, AVerifiedCopyHasTheTimeOfItsSourceAndIsNotReadAgain) {
+  const std::string from = root_ + "/from", to = root_ + "/to";
+  write(from + "/a", std::string(20 << 20, 'x'));
+  EXPECT_EQ(copy_tree(from, to).num_bytes, 20 << 20);
+  EXPECT_EQ(std::filesystem::last_write_time(to + "/a"),
+            std::filesystem::last_write_time(from + "/a"));
+  // Another time: the bytes decide, and a wrong one is mended.
+  std::string bytes = read_file(to + "/a");
+  bytes[12 << 20] = 'y';
+  write(to + "/a", bytes);
+  EXPECT_EQ(copy_tree(from, to).num_copied, 1);
+  EXPECT_EQ(read_file(to + "/a"), read_file(from + "/a"));
+  EXPECT_EQ(copy_tree(from, to).num_kept, 1);
+  // Trained further: same size, later time.
+  write(from + "/a", std::string(20 << 20, 'z'));
+  EXPECT_FALSE(is_copied(from, to));
+  EXPECT_EQ(copy_tree(from, to).num_copied, 1);
+  EXPECT_EQ(read_file(to + "/a"), read_file(from + "/a"));
+}
+
+TEST_F(LaunchTest, LaunchersTellTheRank) {
+  EXPECT_EQ(launched_process({}).size, 1);
+  const LaunchedProcess torchrun = launched_process({{"RANK", "3"}, {"WORLD_SIZE", "8"}});
+  EXPECT_EQ(torchrun.rank, 3);
+  EXPECT_EQ(torchrun.size, 8);
+  EXPECT_EQ(launched_process({{"SLURM_PROCID", "2"}, {"SLURM_NTASKS", "4"}}).rank, 2);
+  EXPECT_EQ(launched_process(
+                {{"SLURM_PROCID", "2"}, {"SLURM_NTASKS", "9"}, {"SLURM_STEP_NUM_TASKS", "4"}})
+                .size,
+            4);
+  // A batch script is one process, whatever the job has.
+  EXPECT_EQ(launched_process(
+                {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "4"}, {"SLURM_STEPID", "4294967291"}})
+                .size,
+            1);
+  EXPECT_THROW(launched_process({{"RANK", "3"}}), ConfigError);
+  EXPECT_THROW(launched_process({{"RANK", "3"}, {"WORLD_SIZE", "3"}}), ConfigError);
+  EXPECT_THROW(launched_process({{"RANK", "x"}, {"WORLD_SIZE", "3"}}), ConfigError);
 }
 
 TEST_F(LaunchTest, AnInterruptedCopyHasNoSentinel) {
