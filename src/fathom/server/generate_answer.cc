@@ -112,8 +112,16 @@ Json base_meta(const GenerateItem& item, const std::string& rid, const Completio
             {"finish_reason", nullptr},
             {"prompt_tokens", item.request.prompt_ids.size()},
             {"completion_tokens", c.token_ids.size()},
+            {"cached_tokens", c.num_cached_tokens},
+            {"total_retractions", c.num_preemptions},
+            {"dp_rank", 0},
             {"weight_version", weight_version},
             {"sampling_seed", item.request.seeds[static_cast<size_t>(c.sample)]}};
+  if (c.num_verified > 0) {
+    meta["spec_verify_ct"] = c.num_verified;
+    meta["spec_accept_token_num"] = c.num_accepted;
+    meta["spec_draft_token_num"] = c.num_drafted;
+  }
   if (item.options.return_prompt_token_ids) meta["prompt_token_ids"] = item.request.prompt_ids;
   return meta;
 }
@@ -169,6 +177,15 @@ Json generate_answer_json(const GenerateItem& item, const std::string& rid, cons
   Json meta = base_meta(item, rid, c, answer.weight_version);
   meta["finish_reason"] = finish_reason_json(answer);
   meta["e2e_latency"] = answer.seconds;
+  if (!answer.weight_versions.empty()) {
+    Json spans = Json::array();
+    int64_t begin = 0;
+    for (const auto& [version, count] : answer.weight_versions) {
+      spans.push_back({{"version", version}, {"start", begin}, {"end", begin + count}});
+      begin += count;
+    }
+    meta["weight_versions"] = std::move(spans);
+  }
   if (item.options.return_logprob) {
     add_input_log_probs(item, c, model, &meta);
     add_output_log_probs(item, c, model, &meta);

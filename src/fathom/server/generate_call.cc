@@ -9,6 +9,7 @@
 namespace fathom {
 namespace {
 
+constexpr int64_t kMaxPriority = 1'000'000;  // the engine's
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
 /// Prompts of the call, and whether they came as a list.
@@ -154,14 +155,16 @@ GenerateCall parse_generate_call(const Json& body, const ServedModel& model) {
   fields.refuse({"extra_key", "cache_salt"}, "separate caches are not built");
   fields.refuse({"max_thinking_tokens"}, "a limit on thinking is not built");
   for (const char* key : {"routed_dp_rank", "data_parallel_rank"}) fields.integer(key, 0, -1, 0);
+  const int64_t priority = fields.integer("priority", 0, -kMaxPriority, kMaxPriority);
   // They change no answer here; routing_key is the router's.
-  fields.ignore({"routing_key", "priority", "log_metrics", "no_logs", "background",
-                 "conversation_id", "custom_labels", "require_reasoning"});
+  fields.ignore({"routing_key", "log_metrics", "no_logs", "background", "conversation_id",
+                 "custom_labels", "require_reasoning"});
   fields.refuse_unknown();
 
   for (size_t i = 0; i < num_prompts; ++i) {
     GenerateItem& item = call.items.emplace_back();
     item.request.prompt_ids = std::move(prompts.ids[i]);
+    item.request.priority = priority;
     const Json& values = per_prompt[i];
     const Json* sampling =
         values.contains("sampling_params") ? &values["sampling_params"] : nullptr;
