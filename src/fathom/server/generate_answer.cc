@@ -57,21 +57,24 @@ void add_output_log_probs(const GenerateItem& item, const Completion& c, const S
   }
 }
 
-/// Aligned with the prompt from logprob_start_len on; the first entry has no log-prob.
+/// Aligned with the prompt from logprob_start_len on; the prompt's first token has no log-prob.
 void add_input_log_probs(const GenerateItem& item, const Completion& c, const ServedModel& model,
                          Json* meta) {
   const LogProbJson as(model, item.options.return_text_in_logprobs);
   const Request& r = item.request;
   Json list = Json::array();
-  if (r.prompt_log_probs_from >= 0) {
+  if (item.options.logprob_start >= 0) {
+    const bool has_first = item.options.logprob_start == 0;
     const auto from = static_cast<size_t>(r.prompt_log_probs_from);
-    list.push_back(as.triple(r.prompt_ids[from], nullptr));
+    if (has_first) list.push_back(as.triple(r.prompt_ids[0], nullptr));
     for (size_t i = 0; i < c.prompt_log_probs.size(); ++i) {
       list.push_back(as.triple(r.prompt_ids[from + 1 + i], &c.prompt_log_probs[i]));
     }
-    if (r.lists.num_top > 0) (*meta)["input_top_logprobs"] = as.lists(c.prompt_lists.top, true);
+    if (r.lists.num_top > 0) {
+      (*meta)["input_top_logprobs"] = as.lists(c.prompt_lists.top, has_first);
+    }
     if (!r.lists.token_ids.empty()) {
-      (*meta)["input_token_ids_logprobs"] = as.lists(c.prompt_lists.listed, true);
+      (*meta)["input_token_ids_logprobs"] = as.lists(c.prompt_lists.listed, has_first);
     }
   } else {
     if (r.lists.num_top > 0) (*meta)["input_top_logprobs"] = Json::array();

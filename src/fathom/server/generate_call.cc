@@ -96,7 +96,8 @@ void read_item(const Json& object, const ServedModel& model, GenerateItem* item)
   const int64_t num_top = fields.integer("top_logprobs_num", 0, 0, kMaxTopLogProbs);
   std::vector<int32_t> ids = fields.token_ids("token_ids_logprob", model.config.vocab_size);
   if (o.return_logprob) {
-    r.prompt_log_probs_from = from;
+    o.logprob_start = from;
+    r.prompt_log_probs_from = from > 0 ? from - 1 : from;  // the engine's are of what is behind it
     r.lists = {.num_top = num_top, .token_ids = std::move(ids)};
   }
   o.return_text_in_logprobs = fields.flag("return_text_in_logprobs", false);
