@@ -19,6 +19,8 @@ namespace {
 
 constexpr const char* kRelease = "release";
 constexpr const char* kCommand = "prepare-spmd";
+constexpr const char* kAside =
+    ".release.aside.partial";  // a later run removes it if this one cannot
 
 // Whether an earlier run finished. Errors: UserError when the place is taken by something else.
 bool is_finished(const std::string& out_dir) {
@@ -63,6 +65,7 @@ class Conversion {
   }
 
  private:
+  bool is_tracked() const { return read_tracker(out_dir_).has_value(); }
   bool is_coordinator() const { return options_.place.rank == 0; }
 
   PrepareSpmdResult convert() {
@@ -70,11 +73,18 @@ class Conversion {
     if (is_coordinator()) {
       pending = std::make_unique<PendingDirectory>(out_dir_, kRelease, plan_.id);
       remove_messages_of_others();
+      remove_temporaries(out_dir_);
+      // Published, but killed before the tracker: nobody counts on it, and it is made again.
+      if (directory_exists(join_path(out_dir_, kRelease))) {
+        std::filesystem::rename(join_path(out_dir_, kRelease), join_path(out_dir_, kAside));
+        std::filesystem::remove_all(join_path(out_dir_, kAside));
+      }
       check_free_space(kCommand, out_dir_, bytes_to_allocate(), "--save");
       group_.open_gate();
     } else {
       group_.wait_for_gate();
-      make_directories(partial_);  // the gate may be one that an earlier run left open
+      // The gate may be one that an earlier run left open, and rank 0 may be done already.
+      group_.wait_until([&] { return directory_exists(partial_) || is_tracked(); });
     }
     PrepareSpmdResult result;
     result.num_files = static_cast<int64_t>(plan_.files.size());
@@ -84,7 +94,7 @@ class Conversion {
       publish(*pending);
       group_.finish();
     } else {
-      group_.wait_until([&] { return read_tracker(out_dir_).has_value(); });
+      group_.wait_until([&] { return is_tracked(); });
     }
     result.num_tensors = plan_.num_tensors;
     result.num_chunks = plan_.num_chunks();
@@ -146,6 +156,8 @@ class Conversion {
       tasks.push_back(static_cast<int64_t>(i));
       total += row_task_bytes(plan_.tasks.tasks[i]);
     }
+    // Files that are missing because rank 0 has published them, which it does when all are there.
+    if (!tasks.empty() && !is_coordinator() && !directory_exists(partial_)) return;
     if (result->num_files_kept > 0) {
       log_info(kCommand, ": ", result->num_files_kept, " files are there from an earlier run");
     }
