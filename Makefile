@@ -4,9 +4,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench asan fmt interop-setup configure
+.PHONY: help setup build demo test bench asan fuzz fmt interop-setup configure
 
-APT_PACKAGES := g++ make ccache nlohmann-json3-dev libpcre2-dev libssl-dev libgtest-dev \
+APT_PACKAGES := g++ make ccache nlohmann-json3-dev libcurl4-openssl-dev libpcre2-dev libssl-dev libgtest-dev \
                 libbenchmark-dev pkg-config python3-venv zlib1g-dev
 CMAKE_VERSION := 4.1.2
 NINJA_VERSION := 1.13.0
@@ -28,6 +28,7 @@ help:
 	@echo "make demo     the tiny recipe, start to end: [RUN_ID=$(RUN_ID)] [SEED=$(SEED)]"
 	@echo "make test     all tests; interop tests get their own .venv-interop"
 	@echo "make asan     the C++ tests under address and undefined-behaviour sanitizers"
+	@echo "make fuzz     the parsers under libFuzzer: [HARNESS=zip] [SECONDS=60]; needs clang"
 	@echo "make bench    benchmarks"
 	@echo "make fmt      clang-format on all sources"
 
@@ -91,6 +92,22 @@ asan: $(VENV_READY)
 	$(NINJA) -C build-asan -j $(JOBS)
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(CTEST) --test-dir build-asan --output-on-failure -j $(JOBS) -LE interop --timeout 900
+
+# apt install clang-14 libclang-rt-14-dev, or a later one with CLANG=clang++-16.
+CLANG ?= clang++-14
+HARNESS ?= dcp_metadata model_config pickle safetensors shard_index tokenizer zip
+FUZZ_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+fuzz: $(VENV_READY)
+	$(CMAKE) -S . -B build-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(NINJA)) -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_CXX_COMPILER=$(CLANG) -DFATHOM_FUZZ=ON -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_WERROR=OFF \
+	  -DFATHOM_SANITIZE=address,undefined >/dev/null
+	$(NINJA) -C build-fuzz -j $(JOBS) $(addsuffix _fuzz,$(HARNESS))
+	for h in $(HARNESS); do \
+	  mkdir -p build-fuzz/corpus/$$h; \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 build-fuzz/$${h}_fuzz -max_total_time=$(FUZZ_SECONDS) \
+	    -timeout=20 -print_final_stats=1 -artifact_prefix=build-fuzz/$${h}_ -dict=tests/fuzz/dict/$$h.dict \
+	    build-fuzz/corpus/$$h tests/fuzz/corpus/$$h; \
+	done
 
 fmt: $(VENV_READY)
 	.venv/bin/pip install -q --disable-pip-version-check clang-format==$(CLANG_FORMAT_VERSION)

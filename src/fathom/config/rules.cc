@@ -185,6 +185,9 @@ std::vector<Complaint> check_rules(const ParsedCommand& p) {
   if (contains(kPipeline | set_of(Command::kEval), p.command)) check_eval_pairs(p, out);
   if (contains(kTraining | set_of(Command::kSft), p.command)) check_optimizer(p, out);
   if (p.command == Command::kSft) check_sft(p, out);
+  if (p.options.hub.cache_dir && p.options.hub.local_dir)
+    out.push_back({{"cache-dir", "local-dir"},
+                   "--cache-dir and --local-dir are two places; give one of them"});
   return out;
 }
 
