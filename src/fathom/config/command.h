@@ -23,6 +23,7 @@ enum class Command {
   kExportHf,
   kInspect,
   kDownload,
+  kServe,
 };
 
 struct CommandInfo {
