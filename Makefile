@@ -11,8 +11,9 @@ APT_PACKAGES := g++ make ccache nlohmann-json3-dev libcurl4-openssl-dev libpcre2
 CMAKE_VERSION := 4.1.2
 NINJA_VERSION := 1.13.0
 CLANG_FORMAT_VERSION := 14.0.6
+PYARROW_VERSION := 26.0.1
 
-VENV_READY := .venv/.ready-cmake-$(CMAKE_VERSION)-ninja-$(NINJA_VERSION)
+VENV_READY := .venv/.ready-cmake-$(CMAKE_VERSION)-ninja-$(NINJA_VERSION)-pyarrow-$(PYARROW_VERSION)
 INTEROP_READY := .venv-interop/.ready
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
@@ -23,7 +24,7 @@ SEED ?= 0
 RUN_ID ?= demo-seed$(SEED)
 
 help:
-	@echo "make setup    packages, .venv with cmake and ninja"
+	@echo "make setup    packages, .venv with cmake, ninja and Arrow (170 MB, for parquet)"
 	@echo "make build    build/fathom"
 	@echo "make demo     the tiny recipe, start to end: [RUN_ID=$(RUN_ID)] [SEED=$(SEED)]"
 	@echo "make test     all tests; interop tests get their own .venv-interop"
@@ -52,7 +53,8 @@ $(VENV_READY):
 	fi
 	rm -rf .venv
 	python3 -m venv .venv
-	.venv/bin/pip install -q --disable-pip-version-check cmake==$(CMAKE_VERSION) ninja==$(NINJA_VERSION)
+	.venv/bin/pip install -q --disable-pip-version-check cmake==$(CMAKE_VERSION) ninja==$(NINJA_VERSION) \
+	  pyarrow==$(PYARROW_VERSION)
 	touch $@
 
 # Python packages that people use with our files; only tests need them.
@@ -95,7 +97,7 @@ asan: $(VENV_READY)
 
 # apt install clang-14 libclang-rt-14-dev, or a later one with CLANG=clang++-16.
 CLANG ?= clang++-14
-HARNESS ?= dcp_metadata model_config pickle safetensors shard_index tokenizer zip
+HARNESS ?= dcp_metadata hub model_config pickle safetensors shard_index tokenizer zip
 FUZZ_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
 fuzz: $(VENV_READY)
 	$(CMAKE) -S . -B build-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(NINJA)) -DCMAKE_BUILD_TYPE=Release \

@@ -144,6 +144,10 @@ def ranges_refused(c):
                {"model-1.safetensors": files_of(c.hub)["model-1.safetensors"]})
         c.checks.that(f.close_times == 0, f"{fault}: the stream was not cut")
         setattr(f, fault, False)
+    f.ignore_ranges, f.close_times = True, 10**6
+    c.bad("always cut, no ranges", ["times", "is kept"], "--local-dir", c.local("cut"),
+          "--include", "model-1*")
+    f.ignore_ranges, f.close_times = False, 0
     f.extra_bytes, f.close_times = 7, 1
     c.bad("more bytes than asked for", ["promised"], "--local-dir", c.local("extra"), "--include", "model-1*")
 

@@ -162,11 +162,30 @@ def make_indexes():
     put("shard_index", "twice", '{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}')
 
 
+def make_hub():
+    oid, sha = "b" * 40, "c" * 64
+    page = [{"type": "directory", "oid": oid, "size": 0, "path": "d"},
+            {"type": "file", "oid": oid, "size": 134, "path": "d/z", "xetHash": "h",
+             "lfs": {"oid": sha, "size": 9000000000, "pointerSize": 134}},
+            {"type": "file", "oid": oid, "size": 3, "path": "a"}]
+    put("hub", "listing", b"\0" + json.dumps(page).encode())
+    put("hub", "cache", b"\1" + json.dumps({"format_version": 1, "files": {
+        "a": {"size": 3, "blob_id": oid}, "z": {"size": 1, "blob_id": oid, "lfs_sha256": sha, "lfs_size": 9}}}).encode())
+    for number, path in enumerate(("a/b c.txt", "../a", "a\\..\\b", "C:/x", "/etc", "a[1]*?")):
+        put("hub", f"path_{number}", b"\2" + path.encode())
+    put("hub", "rate_limit", b'\3"api";r=0;t=55, "resolvers";r=3;t=7')
+    put("hub", "link", b'\3<https://hub.example/x?cursor=1>; rel="next"')
+    for number, url in enumerate(("/c", "https://cdn.example:8443/c?s=1", "http://h/", "//h/x", "file:///etc/passwd")):
+        put("hub", f"redirect_{number}", b"\4" + url.encode())
+    put("hub", "pattern", b"\5data/x7.json*/x[!0-6].json")
+
+
 def main():
     for path in glob.glob(os.path.join(HERE, "corpus", "*", "*")):
         if not os.path.basename(path).startswith("found_"):
             os.remove(path)
-    for make in (make_safetensors, make_zip, make_pickle, make_metadata, make_configs, make_tokenizers, make_indexes):
+    for make in (make_safetensors, make_zip, make_pickle, make_metadata, make_configs, make_tokenizers, make_indexes,
+                 make_hub):
         make()
 
 

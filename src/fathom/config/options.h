@@ -99,7 +99,7 @@ struct ParallelOptions {
 
 /// Prompt files and how a row becomes tokens. Also the examples of `sft`.
 struct DataOptions {
-  std::optional<std::string> prompt_data;  // PATH or PATH@[a:b], .jsonl
+  std::optional<std::string> prompt_data;  // PATH or PATH@[a:b], .jsonl or .parquet
   std::string input_key = "input";
   std::optional<std::string> label_key;
   std::string metadata_key = "metadata";
@@ -242,6 +242,8 @@ struct ToolOptions {
   std::vector<std::string> stop;
   // inspect
   std::optional<std::string> path;
+  std::vector<std::string> diff;  // two paths, or one to compare `path` with
+  bool verify = false;
   bool json = false;
 };
 

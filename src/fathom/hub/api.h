@@ -25,7 +25,7 @@ class HubRefusal : public UserError {
   HubRefusal(const std::string& message, int status_code, std::string error_code)
       : UserError(message), status(status_code), code(std::move(error_code)) {}
   /// No such repository, or none that this token may see.
-  bool is_missing_repo() const { return code == "RepoNotFound" || (code.empty() && status == 404); }
+  bool is_missing_repo() const { return code == "RepoNotFound" || (code.empty() && (status == 404 || status == 401)); }
   int status;
   std::string code;  // X-Error-Code: "RepoNotFound", "GatedRepo", ...; may be empty
 };

@@ -5,8 +5,8 @@
 
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
+#include "fathom/base/file_hash.h"
 #include "fathom/hub/cache_layout.h"
-#include "fathom/hub/content_hash.h"
 #include "fathom/hub/local_layout.h"
 #include "fathom/hub/partial_file.h"
 #include "fathom/hub/patterns.h"

@@ -14,7 +14,6 @@
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
 #include "fathom/base/log.h"
-#include "fathom/hub/content_hash.h"
 
 namespace fathom::hub {
 namespace {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
+#include "fathom/base/file_hash.h"
 
 namespace fathom::hub {
 namespace {
@@ -92,6 +93,11 @@ void check_repo_name(const std::string& name) {
 bool is_commit(const std::string& revision) { return is_hex(revision, 40); }
 bool is_sha256(const std::string& text) { return is_hex(text, 64); }
 
+bool has_promised_content(const std::string& path, const RepoFile& file, std::string* got) {
+  *got = file.sha256.empty() ? file_git_sha1(path) : file_sha256(path);
+  return *got == file.etag();
+}
+
 void add_tree_page(const Json& page, const std::string& origin, std::vector<RepoFile>* files) {
   FATHOM_CHECK(page.is_array(), origin, ": the listing of files must be a JSON list");
   for (const Json& entry : page) {
@@ -134,7 +140,7 @@ std::optional<std::vector<RepoFile>> decode_tree_cache(std::string_view text) {
   std::vector<RepoFile> files;
   for (const auto& [path, entry] : tree["files"].items()) {
     if (!entry.is_object()) return std::nullopt;
-    const auto text_of = [&](const char* key) {
+    const auto text_of = [&entry = entry](const char* key) -> std::string {
       return entry.contains(key) && entry[key].is_string() ? entry[key].get<std::string>() : "";
     };
     RepoFile file{path, -1, text_of("blob_id"), text_of("lfs_sha256"), text_of("xet_hash")};

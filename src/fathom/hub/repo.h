@@ -39,6 +39,10 @@ struct RepoFile {
   const std::string& etag() const { return sha256.empty() ? blob_id : sha256; }
 };
 
+/// Whether the file on disk is the one that the listing promises.
+/// @param got the hash that it has, for messages.
+bool has_promised_content(const std::string& path, const RepoFile& file, std::string* got);
+
 /// Adds the files of one page of the Hub's listing. Errors: UserError for another shape.
 void add_tree_page(const Json& page, const std::string& origin, std::vector<RepoFile>* files);
 

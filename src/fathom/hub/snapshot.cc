@@ -44,7 +44,7 @@ class Download {
 
   Snapshot run(const std::function<void(const TransferProgress&)>& report) {
     check_repo_name(request_.repo.name);
-    check_path_is_safe(request_.revision);
+    check_revision();
     if (settings_.is_offline) return use_what_is_there("HF_HUB_OFFLINE is set");
     std::vector<RepoFile> tree;
     try {
@@ -60,6 +60,14 @@ class Download {
   }
 
  private:
+  void check_revision() const {
+    try {
+      check_path_is_safe(request_.revision);
+    } catch (const UserError&) {
+      throw ConfigError("'" + request_.revision + "' is no name of a revision");
+    }
+  }
+
   bool is_local() const { return !request_.local_dir.empty(); }
   std::string root() const { return is_local() ? request_.local_dir : settings_.cache_dir; }
   std::string storage() const {

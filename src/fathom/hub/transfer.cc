@@ -8,7 +8,6 @@
 
 #include "fathom/base/file.h"
 #include "fathom/base/log.h"
-#include "fathom/hub/content_hash.h"
 #include "fathom/hub/url.h"
 
 namespace fathom::hub {
@@ -67,9 +66,11 @@ struct Transfer::Segment {
   int64_t begin, end, at;
   bool asks_for_range = true;
   bool is_given_up = false;  // another segment fetches everything
+  int64_t furthest = 0;      // highest `at` so far: a fetch of everything begins at 0 again
   int failures = 0;          // in a row, without a byte in between
   int refreshes = 0;
   int location_version = 0;
+  std::string url = {};
   bool is_redirected = false;
   bool is_new_answer = true;  // none of its body has been seen
   std::string problem = {};   // the answer breaks the protocol
@@ -167,7 +168,12 @@ void Transfer::start(const std::shared_ptr<Job>& job, HubApi& api) {
 bool Transfer::take_lock(const std::shared_ptr<Job>& job) {
   const std::string path = destination_->lock_path(job->file, job->etag);
   for (bool is_said = false;; is_said = true) {
-    job->lock = FileLock::try_acquire(path);
+    try {
+      job->lock = FileLock::try_acquire(path);
+    } catch (const UserError& e) {  // a cache of several users: the lock only saves traffic
+      log_warning(e.what(), "; going on without it");
+      return true;
+    }
     if (job->lock) return true;
     if (!is_said) log_info(job->what, ": waiting for another download of it (", path, ")");
     if (!sleep_unless(0.2, &stop_)) return false;
@@ -191,11 +197,10 @@ void Transfer::push_segments(const std::shared_ptr<Job>& job) {
 void Transfer::fetch(const std::shared_ptr<Job>& job, int64_t begin, int64_t end, HubApi& api) {
   Segment segment{job, begin, end, begin};
   while (segment.at < segment.end && !segment.is_given_up && !stop_) {
-    std::string url;
     {
       const std::lock_guard lock(job->mutex);
       if (job->is_whole && segment.asks_for_range) break;  // somebody fetches everything
-      url = job->location.url;
+      segment.url = job->location.url;
       segment.is_redirected = job->location.is_redirected;
       segment.location_version = job->location_version;
     }
@@ -205,7 +210,7 @@ void Transfer::fetch(const std::shared_ptr<Job>& job, int64_t begin, int64_t end
       headers.push_back(str_cat("Range: bytes=", segment.at, "-", segment.end - 1));
     segment.is_new_answer = true;
     const HttpResponse response =
-        api.get(url, headers, [&](const HttpResponse& head, std::string_view bytes) {
+        api.get(segment.url, headers, [&](const HttpResponse& head, std::string_view bytes) {
           return take_piece(segment, head, bytes);
         });
     if (segment.at < segment.end && !segment.is_given_up && !stop_) settle(segment, response, api);
@@ -264,7 +269,10 @@ bool Transfer::take_piece(Segment& segment, const HttpResponse& head, std::strin
   segment.job->partial->write(segment.at, bytes);
   const auto count = static_cast<int64_t>(bytes.size());
   segment.at += count;
-  segment.failures = segment.refreshes = 0;
+  if (segment.at > segment.furthest) {  // patience is for those who get nowhere
+    segment.furthest = segment.at;
+    segment.failures = segment.refreshes = 0;
+  }
   bytes_done_ += count;
   bytes_received_ += count;
   return true;
@@ -273,7 +281,7 @@ bool Transfer::take_piece(Segment& segment, const HttpResponse& head, std::strin
 // An answer ended before the segment did: what to do next.
 void Transfer::settle(Segment& segment, const HttpResponse& response, HubApi& api) {
   const std::shared_ptr<Job>& job = segment.job;
-  const std::string place = job->what + ": " + printable_url(job->location.url);
+  const std::string place = job->what + ": " + printable_url(segment.url);
   FATHOM_CHECK(segment.problem.empty(), place, ": ", segment.problem);
   if (response.status == 416 && response.failure.empty()) {
     FATHOM_CHECK(segment.asks_for_range, place, ": refuses even the whole file (416)");
@@ -303,9 +311,8 @@ void Transfer::settle(Segment& segment, const HttpResponse& response, HubApi& ap
 
 void Transfer::refresh_location(Segment& segment, HubApi& api) {
   const std::shared_ptr<Job>& job = segment.job;
-  FATHOM_CHECK(++segment.refreshes <= kMaxRefreshes, job->what, ": ",
-               printable_url(job->location.url), " refuses its signed address ", kMaxRefreshes,
-               " times");
+  FATHOM_CHECK(++segment.refreshes <= kMaxRefreshes, job->what, ": ", printable_url(segment.url),
+               " refuses its signed address ", kMaxRefreshes, " times");
   {
     const std::lock_guard lock(job->mutex);
     if (job->location_version != segment.location_version) return;  // another one has done it

@@ -1,4 +1,4 @@
-#include "fathom/hub/content_hash.h"
+#include "fathom/base/file_hash.h"
 
 #include <fcntl.h>
 #include <openssl/evp.h>
@@ -12,7 +12,7 @@
 
 #include "fathom/base/error.h"
 
-namespace fathom::hub {
+namespace fathom {
 namespace {
 
 struct Descriptor {
@@ -68,9 +68,4 @@ std::string file_git_sha1(const std::string& path) {
   return digest_file(path, EVP_sha1(), /*with_git_header=*/true);
 }
 
-bool has_promised_content(const std::string& path, const RepoFile& file, std::string* got) {
-  *got = file.sha256.empty() ? file_git_sha1(path) : file_sha256(path);
-  return *got == file.etag();
-}
-
-}  // namespace fathom::hub
+}  // namespace fathom
