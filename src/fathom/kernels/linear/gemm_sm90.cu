@@ -73,14 +73,16 @@ constexpr Variant variant(const char* name) {
            launch<GemmConfig<kFp8, kWarpgroups, BN, kStages, kShare, true>>}};
 }
 
-enum { kBf16Wide, kBf16WideAlone, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Wide, kFp8WideAlone, kFp8Low, kFp8Narrow };
+enum { kBf16Wide, kBf16WideRows, kBf16WideAlone, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Wide, kFp8WideRows, kFp8WideAlone, kFp8Low, kFp8Narrow };
 constexpr Variant kVariants[] = {
     variant<false, 2, 256, 4, Share::kWeights>("bf16 128x256 pair shares weights"),
+    variant<false, 2, 256, 4, Share::kRows>("bf16 128x256 pair shares rows"),
     variant<false, 2, 256, 4, Share::kNone>("bf16 128x256"),
     variant<false, 2, 128, 6, Share::kNone>("bf16 128x128"),
     variant<false, 1, 128, 8, Share::kNone>("bf16 64x128"),
     variant<false, 1, 32, 12, Share::kNone>("bf16 64x32"),
     variant<true, 2, 128, 6, Share::kWeights>("fp8 128x128 pair shares weights"),
+    variant<true, 2, 128, 6, Share::kRows>("fp8 128x128 pair shares rows"),
     variant<true, 2, 128, 6, Share::kNone>("fp8 128x128"),
     variant<true, 1, 128, 8, Share::kNone>("fp8 64x128"),
     variant<true, 1, 32, 12, Share::kNone>("fp8 64x32"),

@@ -189,8 +189,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         for (int kb = 0; kb < num_k; ++kb) {
           const uint32_t a = smem + stage * (C::kBytesA + C::kBytesB), b = a + C::kBytesA;
           const uint32_t bar = full + 8 * stage;
-          if constexpr (C::kCluster > 1) mbar_wait_cluster(empty + 8 * stage, phase ^ 1);
-          else mbar_wait(empty + 8 * stage, phase ^ 1);
+          mbar_wait(empty + 8 * stage, phase ^ 1);
           mbar_expect_tx(bar, C::kBytesA + C::kBytesB);
           if constexpr (C::kShare == Share::kRows) {
             tma_load_2d_multicast(a + rank * (C::kBytesA / 2), &map_a, bar, kb * C::BK,
@@ -222,10 +221,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         else mbar_arrive(empty + 8 * s);
       }
     };
-    auto wait_full = [&](int s, uint32_t ph) {
-      if constexpr (C::kCluster > 1) mbar_wait_cluster(full + 8 * s, ph);
-      else mbar_wait(full + 8 * s, ph);
-    };
+    auto wait_full = [&](int s, uint32_t ph) { mbar_wait(full + 8 * s, ph); };
     for (int index = cluster; index < walk.total; index += num_clusters) {
       const auto t = walk.at(index, rank);
       float acc[C::BN / 2];
