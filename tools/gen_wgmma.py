@@ -78,7 +78,7 @@ for n in (16, 32, 64, 128, 256):
     emit(n, "bf16", "ss")
 for n in (32, 64, 128, 256):
     emit(n, "bf16", "rs")
-for n in (16, 32, 64, 128):
+for n in (16, 32, 64, 128, 192):
     emit(n, "e4m3", "ss")
 print("// clang-format on")
 print("\n}  // namespace fathom::sm90")

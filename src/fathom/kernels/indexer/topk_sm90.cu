@@ -3,12 +3,13 @@
 namespace fathom::sm90 {
 namespace {
 
-// One CTA a query. Scores become unsigned keys of the same order; the k-th largest key is found bit by
-// bit from the top by counting how many keys reach a candidate, which needs no atomics on crowded bins
-// and takes the same time for any distribution. Up to kPerCta scores stay in registers, longer rows
-// are read again for every bit (from L2).
+// One CTA a query. Scores become unsigned keys of the same order; the k-th largest key is found by
+// histograms of its upper 11, middle 11 and lower 10 bits, each over the keys that share what was found
+// so far. Counts are whole numbers, so the order of the atomics changes nothing. Up to kPerCta scores
+// stay in registers, longer rows are read again for every step (from L2).
 constexpr int kThreads = 512, kWarps = kThreads / 32, kPerThread = 32;
 constexpr int kPerCta = kThreads * kPerThread;
+constexpr int kBins = 2048;
 
 __device__ __forceinline__ uint32_t ordered_key(float score) {
   const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 + 0 = +0
@@ -39,59 +40,106 @@ __device__ __forceinline__ void load_keys(uint32_t (&v)[kPerThread], const float
   }
 }
 
+// Finds the bin in which the `wanted`-th largest key lies (bins downwards). Returns it, takes from
+// `wanted` what lies above, and tells whether the bin's keys are wanted to the last.
+__device__ __forceinline__ int find_bin(const int* bins, int& wanted, bool& all, int* scratch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int top = kBins - 1 - 4 * static_cast<int>(threadIdx.x);  // this thread's bins: top .. top - 3
+  int count[4], mine = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) mine += count[i] = bins[top - i];
+  int upto = mine;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int other = __shfl_up_sync(0xFFFFFFFFu, upto, d);
+    if (lane >= d) upto += other;
+  }
+  if (lane == 31) scratch[warp] = upto;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) upto += scratch[w];
+  int before = upto - mine;
+  if (before < wanted && wanted <= upto) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (before < wanted && wanted <= before + count[i]) {
+        scratch[kWarps] = top - i;
+        scratch[kWarps + 1] = wanted - before;
+        scratch[kWarps + 2] = wanted == before + count[i];
+      }
+      before += count[i];
+    }
+  }
+  __syncthreads();
+  wanted = scratch[kWarps + 1];
+  all = scratch[kWarps + 2] != 0;
+  return scratch[kWarps];
+}
+
 template <bool kOneBlock>
 __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const TopkSm90 p) {
-  __shared__ int counts[34];
+  __shared__ int bins[3][kBins];
+  __shared__ int scratch[kWarps + 3];
   __shared__ int warp_above[kWarps], warp_equal[kWarps];
   const int t = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int n = p.num_visible == nullptr ? p.num_scores : min(p.num_visible[t], p.num_scores);
   int32_t* picks = p.picks + static_cast<int64_t>(t) * p.k;
+  const float* row = p.scores + t * p.scores_ld;
   if (n <= p.k) {
     for (int i = threadIdx.x; i < p.k; i += kThreads) picks[i] = i < n ? i : -1;
     if (threadIdx.x == 0) p.num_picks[t] = n;
     if (p.saw_nan != nullptr)
       for (int i = threadIdx.x; i < n; i += kThreads)
-        if (p.scores[t * p.scores_ld + i] != p.scores[t * p.scores_ld + i]) *p.saw_nan = 1;
+        if (row[i] != row[i]) *p.saw_nan = 1;
     return;
   }
-  if (threadIdx.x < 34) counts[threadIdx.x] = 0;
-  __syncthreads();
-
-  const float* row = p.scores + t * p.scores_ld;
   uint32_t v[kPerThread];
   bool nan = false;
   if constexpr (kOneBlock) load_keys(v, row, 0, n, nan);
-  auto count_reaching = [&](uint32_t candidate, int slot) {
-    int c = 0;
-    if constexpr (kOneBlock) {
+  for (int i = threadIdx.x; i < 3 * kBins; i += kThreads) bins[0][i] = 0;
+  __syncthreads();
+
+  // Counts digit (key >> shift) & (kBins - 1) of the keys whose higher bits are `prefix`.
+  auto count_digits = [&](int step, int shift, uint32_t prefix) {
+    auto add = [&] {
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) c += v[i] >= candidate;
+      for (int i = 0; i < kPerThread; ++i) {
+        if (step == 0) {
+          // Crowded bins (a row of zeros) would make 32 lanes wait for each other.
+          const uint32_t digit = v[i] >> 21, first = __shfl_sync(0xFFFFFFFFu, digit, 0);
+          if (__all_sync(0xFFFFFFFFu, digit == first)) {
+            if (lane == 0) atomicAdd(&bins[0][digit], 32);
+          } else {
+            atomicAdd(&bins[0][digit], 1);
+          }
+        } else if (v[i] >> (shift + (step == 1 ? 11 : 10)) == prefix) {
+          atomicAdd(&bins[step][v[i] >> shift & (step == 1 ? 2047 : 1023)], 1);
+        }
+      }
+    };
+    if constexpr (kOneBlock) {
+      add();
     } else {
       for (int begin = 0; begin < n; begin += kPerCta) {
         load_keys(v, row, begin, n, nan);
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i) c += v[i] >= candidate;
+        add();
       }
     }
-    c = __reduce_add_sync(0xFFFFFFFFu, c);
-    if (lane == 0) atomicAdd(&counts[slot], c);  // whole numbers: any order gives the same sum
     __syncthreads();
-    return counts[slot];
   };
-
-  // `threshold`: the largest value that at least k keys reach.
-  uint32_t threshold = 0;
-  bool exact = false;  // exactly k keys reach it
-  for (int bit = 31; bit >= 0 && !exact; --bit) {
-    const uint32_t candidate = threshold | (1u << bit);
-    const int c = count_reaching(candidate, bit);
-    if (c >= p.k) threshold = candidate;
-    exact = c == p.k;
+  int wanted = p.k;  // of the keys that share the prefix
+  bool all = false;
+  count_digits(0, 21, 0);
+  uint32_t threshold = static_cast<uint32_t>(find_bin(bins[0], wanted, all, scratch)) << 21;
+  if (!all) {
+    count_digits(1, 10, threshold >> 21);
+    threshold |= static_cast<uint32_t>(find_bin(bins[1], wanted, all, scratch)) << 10;
+    if (!all) {
+      count_digits(2, 0, threshold >> 10);
+      threshold |= static_cast<uint32_t>(find_bin(bins[2], wanted, all, scratch));
+    }
   }
-  // Take every key above the threshold, and of those equal to it the first `wanted`.
-  int wanted = 1 << 30;
-  if (!exact) wanted = p.k - (threshold == 0xFFFFFFFFu ? 0 : count_reaching(threshold + 1, 32));
-
+  // When all: take every key that reaches the threshold. Otherwise every key above it, and of those
+  // equal to it the first `wanted`.
   int above_before = 0, equal_before = 0;  // over all earlier blocks and warps
   for (int begin = 0; begin < n; begin += kPerCta) {
     if constexpr (!kOneBlock) load_keys(v, row, begin, n, nan);
@@ -103,6 +151,7 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
     }
     above = __reduce_add_sync(0xFFFFFFFFu, above);
     equal = __reduce_add_sync(0xFFFFFFFFu, equal);
+    if (all) above += equal, equal = 0;
     __syncthreads();
     if (lane == 0) warp_above[warp] = above, warp_equal[warp] = equal;
     __syncthreads();
@@ -112,29 +161,48 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
       above_before += warp_above[w], equal_before += warp_equal[w];
     }
     const uint32_t below = (1u << lane) - 1;
+    if (all) {
 #pragma unroll
-    for (int i = 0; i < kPerThread / 4; ++i) {
-      uint32_t up[4], eq[4];
-      int up_before = my_above, eq_before = my_equal;
+      for (int i = 0; i < kPerThread / 4; ++i) {
+        int at = my_above;
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        up[c] = __ballot_sync(0xFFFFFFFFu, v[4 * i + c] > threshold);
-        eq[c] = __ballot_sync(0xFFFFFFFFu, v[4 * i + c] == threshold);
-        up_before += __popc(up[c] & below);
-        eq_before += __popc(eq[c] & below);
-        my_above += __popc(up[c]);
-        my_equal += __popc(eq[c]);
+        for (int c = 0; c < 4; ++c) {
+          const uint32_t taken = __ballot_sync(0xFFFFFFFFu, v[4 * i + c] >= threshold);
+          at += __popc(taken & below);
+          my_above += __popc(taken);
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          if (v[4 * i + c] >= threshold) picks[at++] = begin + warp * 1024 + i * 128 + lane * 4 + c;
       }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kPerThread / 4; ++i) {
+        uint32_t k[4];  // v[4 i ..]: a run-time index would put v into local memory
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int index = begin + warp * 1024 + i * 128 + lane * 4 + c;
-        const bool is_up = up[c] >> lane & 1, is_eq = eq[c] >> lane & 1;
-        if (is_up || (is_eq && eq_before < wanted)) picks[up_before + min(eq_before, wanted)] = index;
-        up_before += is_up;
-        eq_before += is_eq;
+        for (int c = 0; c < 4; ++c) k[c] = v[c];
+#pragma unroll
+        for (int u = 0; u + 4 < kPerThread; ++u) v[u] = v[u + 4];
+        int up_before = my_above, eq_before = my_equal;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const uint32_t up = __ballot_sync(0xFFFFFFFFu, k[c] > threshold);
+          const uint32_t eq = __ballot_sync(0xFFFFFFFFu, k[c] == threshold);
+          up_before += __popc(up & below);
+          eq_before += __popc(eq & below);
+          my_above += __popc(up);
+          my_equal += __popc(eq);
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const bool is_up = k[c] > threshold, is_eq = k[c] == threshold;
+          if (is_up || (is_eq && eq_before < wanted))
+            picks[up_before + min(eq_before, wanted)] = begin + warp * 1024 + i * 128 + lane * 4 + c;
+          up_before += is_up;
+          eq_before += is_eq;
+        }
       }
     }
-    if constexpr (kOneBlock) break;
   }
   if (threadIdx.x == 0) p.num_picks[t] = p.k;
   if (nan && p.saw_nan != nullptr) *p.saw_nan = 1;

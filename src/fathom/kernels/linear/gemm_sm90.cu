@@ -66,26 +66,27 @@ struct Variant {
   cudaError_t (*run[2])(const GemmSm90&, cudaStream_t);  // bf16, fp32 output
 };
 
-template <bool kFp8, int kWarpgroups, int BN, int kStages, Share kShare>
+template <bool kFp8, int kWarpgroups, int kSlabs, int BN, int kStages, Share kShare>
 constexpr Variant variant(const char* name) {
   return {name, kFp8,
-          {launch<GemmConfig<kFp8, kWarpgroups, BN, kStages, kShare, false>>,
-           launch<GemmConfig<kFp8, kWarpgroups, BN, kStages, kShare, true>>}};
+          {launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, false>>,
+           launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, true>>}};
 }
 
-enum { kBf16Wide, kBf16WideRows, kBf16WideAlone, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Wide, kFp8WideRows, kFp8WideAlone, kFp8Low, kFp8Narrow };
+enum { kBf16Wide, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Tall, kFp8Broad, kFp8Three, kFp8Mid, kFp8P, kFp8Q, kFp8Low, kFp8Narrow };
 constexpr Variant kVariants[] = {
-    variant<false, 2, 256, 4, Share::kWeights>("bf16 128x256 pair shares weights"),
-    variant<false, 2, 256, 4, Share::kRows>("bf16 128x256 pair shares rows"),
-    variant<false, 2, 256, 4, Share::kNone>("bf16 128x256"),
-    variant<false, 2, 128, 6, Share::kNone>("bf16 128x128"),
-    variant<false, 1, 128, 8, Share::kNone>("bf16 64x128"),
-    variant<false, 1, 32, 12, Share::kNone>("bf16 64x32"),
-    variant<true, 2, 128, 6, Share::kWeights>("fp8 128x128 pair shares weights"),
-    variant<true, 2, 128, 6, Share::kRows>("fp8 128x128 pair shares rows"),
-    variant<true, 2, 128, 6, Share::kNone>("fp8 128x128"),
-    variant<true, 1, 128, 8, Share::kNone>("fp8 64x128"),
-    variant<true, 1, 32, 12, Share::kNone>("fp8 64x32"),
+    variant<false, 2, 1, 256, 4, Share::kNone>("bf16 128x256"),
+    variant<false, 2, 1, 128, 6, Share::kNone>("bf16 128x128"),
+    variant<false, 1, 1, 128, 8, Share::kNone>("bf16 64x128"),
+    variant<false, 1, 1, 32, 12, Share::kNone>("bf16 64x32"),
+    variant<true, 2, 2, 128, 4, Share::kNone>("fp8 256x128"),
+    variant<true, 2, 1, 192, 5, Share::kNone>("fp8 128x192"),
+    variant<true, 3, 1, 128, 5, Share::kNone>("fp8 192x128"),
+    variant<true, 2, 1, 128, 6, Share::kNone>("fp8 128x128"),
+    variant<true, 2, 2, 128, 4, Share::kRows>("fp8 256x128 pair shares rows"),
+    variant<true, 2, 1, 192, 5, Share::kWeights>("fp8 128x192 pair shares weights"),
+    variant<true, 1, 1, 128, 8, Share::kNone>("fp8 64x128"),
+    variant<true, 1, 1, 32, 12, Share::kNone>("fp8 64x32"),
 };
 
 bool valid(const GemmSm90& p) {
@@ -114,10 +115,10 @@ int gemm_sm90_choose(const GemmSm90& p) {
     if (fp8) return ctas < 132 ? kFp8Narrow : kFp8Low;
     return ctas < 132 ? kBf16Narrow : kBf16Low;
   }
-  if (fp8) return rows >= 1024 ? kFp8Wide : kFp8WideAlone;
+  if (fp8) return rows >= 1024 ? kFp8Tall : kFp8Broad;
   const int64_t wide = (p.M + 127) / 128 * ((p.N + 255) / 256);
   if (wide < 132) return kBf16Mid;
-  return rows >= 1024 ? kBf16Wide : kBf16WideAlone;
+  return kBf16Wide;
 }
 
 cudaError_t gemm_sm90_variant(const GemmSm90& p, int variant, cudaStream_t stream) {

@@ -11,11 +11,12 @@ namespace fathom::sm90 {
 
 enum class Share { kNone, kWeights, kRows };  // what a cluster of two CTAs has in common
 
-template <bool kFp8_, int kWarpgroups_, int BN_, int kStages_, Share kShare_, bool kOutFp32_>
+template <bool kFp8_, int kWarpgroups_, int kSlabs_, int BN_, int kStages_, Share kShare_, bool kOutFp32_>
 struct GemmConfig {
   static constexpr bool kFp8 = kFp8_;
-  static constexpr int kWarpgroups = kWarpgroups_;  // consumers, 64 rows each
-  static constexpr int BM = 64 * kWarpgroups;
+  static constexpr int kWarpgroups = kWarpgroups_;  // consumers
+  static constexpr int kSlabs = kSlabs_;            // of 64 rows, a consumer
+  static constexpr int BM = 64 * kWarpgroups * kSlabs;
   static constexpr int BN = BN_;
   static constexpr int BK = kFp8 ? 128 : 64;  // 128 bytes
   static constexpr int kStages = kStages_;
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
   if (warpgroup == 0) {
     // ---- producer -------------------------------------------------------------------------------
-    if constexpr (C::kWarpgroups == 2) regs_dec<40>();
+    if constexpr (C::kWarpgroups >= 2) regs_dec<C::kWarpgroups == 2 ? 40 : 32>();
     if (threadIdx.x == 0) {
       int stage = 0;
       uint32_t phase = 0;
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     }
   } else {
     // ---- consumers ------------------------------------------------------------------------------
-    if constexpr (C::kWarpgroups == 2) regs_inc<232>();
+    if constexpr (C::kWarpgroups >= 2) regs_inc<C::kWarpgroups == 2 ? 232 : 160>();
     const int wg = warpgroup - 1;
     const int warp = (threadIdx.x / 32) % 4, lane = threadIdx.x % 32;
     const bool elected = threadIdx.x % 128 < C::kCluster;
@@ -224,9 +225,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     auto wait_full = [&](int s, uint32_t ph) { mbar_wait(full + 8 * s, ph); };
     for (int index = cluster; index < walk.total; index += num_clusters) {
       const auto t = walk.at(index, rank);
-      float acc[C::BN / 2];
-      const int row0 = t.row + wg * 64 + warp * 16;
+      float acc[C::kSlabs][C::BN / 2];
+      const int row0 = t.row + wg * C::kSlabs * 64 + warp * 16;
       if constexpr (!C::kFp8) {
+        static_assert(C::kSlabs == 1);
         int before = 0;
         for (int kb = 0; kb < num_k; ++kb) {
           wait_full(stage, phase);
@@ -234,102 +236,80 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           const uint64_t da = desc_swizzle128(a, 16, 1024);
           const uint64_t db =
               desc_swizzle128(smem + stage * (C::kBytesA + C::kBytesB) + C::kBytesA, 16, 1024);
-          keep(acc);
+          keep(acc[0]);
           wgmma_fence();
 #pragma unroll
           for (int k = 0; k < 4; ++k)
-            wgmma_bf16_ss<0, 0>(acc, da + 2 * k, db + 2 * k, (kb | k) != 0);
+            wgmma_bf16_ss<0, 0>(acc[0], da + 2 * k, db + 2 * k, (kb | k) != 0);
           wgmma_commit();
-          keep(acc);
+          keep(acc[0]);
           wgmma_wait<1>();
           if (kb > 0) release(before);
           before = stage;
           if (++stage == C::kStages) stage = 0, phase ^= 1;
         }
         wgmma_wait<0>();
-        keep(acc);
+        keep(acc[0]);
         release(before);
       } else {
-        // Two partial tiles take turns: one is multiplied while the other is added to the result.
-        float part[2][C::BN / 2];
-        float scale[2][2];  // [turn][row, row + 8]
-        const int r0 = min(row0 + lane / 4, args.M - 1), r1 = min(row0 + lane / 4 + 8, args.M - 1);
+        // Tiles of up to 128 columns lie inside one block of the weight; of 192, 64 columns do.
+        constexpr int kScales = C::BN > 128 ? C::BN / 64 : 1;
+        float scale[2][kScales];  // [row, row + 8]
         const float* sa = args.a_scale;
-        // Tiles of fewer than 128 columns lie inside one block of the weight.
-        const float* sw = args.w_scale +
-                          static_cast<int64_t>((t.group * args.N + min(t.col, args.N - 1)) / 128) * num_k;
-        auto load_scale = [&](int turn, int kb) {
-          const float w = __ldg(sw + kb);
-          scale[turn][0] = __ldg(sa + kb * args.a_scale_ld + r0) * w;
-          scale[turn][1] = __ldg(sa + kb * args.a_scale_ld + r1) * w;
+        auto load_scale = [&](int kb, int row) {
+          const float s0 = __ldg(sa + kb * args.a_scale_ld + min(row, args.M - 1));
+          const float s1 = __ldg(sa + kb * args.a_scale_ld + min(row + 8, args.M - 1));
+#pragma unroll
+          for (int c = 0; c < kScales; ++c) {
+            const int64_t col = int64_t{t.group} * args.N + min(t.col + 64 * c, args.N - 1);
+            const float w = __ldg(args.w_scale + col / 128 * num_k + kb);
+            scale[0][c] = s0 * w;
+            scale[1][c] = s1 * w;
+          }
         };
-        auto issue = [&](float (&d)[C::BN / 2]) {
-          wait_full(stage, phase);
-          const uint32_t a = smem + stage * (C::kBytesA + C::kBytesB) + wg * 64 * 128;
-          const uint64_t da = desc_swizzle128(a, 16, 1024);
-          const uint64_t db =
-              desc_swizzle128(smem + stage * (C::kBytesA + C::kBytesB) + C::kBytesA, 16, 1024);
+        auto issue = [&](float (&d)[C::BN / 2], int slab) {
+          const uint32_t tile = smem + stage * (C::kBytesA + C::kBytesB);
+          const uint64_t da = desc_swizzle128(tile + (wg * C::kSlabs + slab) * 64 * 128, 16, 1024);
+          const uint64_t db = desc_swizzle128(tile + C::kBytesA, 16, 1024);
           wgmma_fence();
 #pragma unroll
           for (int k = 0; k < 4; ++k) wgmma_e4m3_ss(d, da + 2 * k, db + 2 * k, k != 0);
           wgmma_commit();
         };
-        auto promote = [&](const float (&d)[C::BN / 2], const float (&s)[2]) {
+        auto promote = [&](float (&sum)[C::BN / 2], const float (&d)[C::BN / 2]) {
 #pragma unroll
           for (int i = 0; i < C::BN / 8; ++i) {
-            acc[4 * i] = fmaf(d[4 * i], s[0], acc[4 * i]);
-            acc[4 * i + 1] = fmaf(d[4 * i + 1], s[0], acc[4 * i + 1]);
-            acc[4 * i + 2] = fmaf(d[4 * i + 2], s[1], acc[4 * i + 2]);
-            acc[4 * i + 3] = fmaf(d[4 * i + 3], s[1], acc[4 * i + 3]);
+            const float s0 = scale[0][kScales > 1 ? i / 8 : 0], s1 = scale[1][kScales > 1 ? i / 8 : 0];
+            sum[4 * i] = fmaf(d[4 * i], s0, sum[4 * i]);
+            sum[4 * i + 1] = fmaf(d[4 * i + 1], s0, sum[4 * i + 1]);
+            sum[4 * i + 2] = fmaf(d[4 * i + 2], s1, sum[4 * i + 2]);
+            sum[4 * i + 3] = fmaf(d[4 * i + 3], s1, sum[4 * i + 3]);
           }
           // Finished before the next product overwrites d: otherwise the compiler moves these down,
           // copies d, and has to serialise the products.
-          keep(acc);
+          keep(sum);
         };
 #pragma unroll
-        for (int i = 0; i < C::BN / 2; ++i) acc[i] = 0;
-        load_scale(0, 0);
-        issue(part[0]);
-        int before = stage;
-        if (++stage == C::kStages) stage = 0, phase ^= 1;
-        auto advance = [&] {
-          release(before);
-          before = stage;
+        for (int s = 0; s < C::kSlabs; ++s)
+#pragma unroll
+          for (int i = 0; i < C::BN / 2; ++i) acc[s][i] = 0;
+        float part[C::BN / 2];
+        for (int kb = 0; kb < num_k; ++kb) {
+          wait_full(stage, phase);
+#pragma unroll
+          for (int s = 0; s < C::kSlabs; ++s) {
+            issue(part, s);
+            load_scale(kb, row0 + 64 * s + lane / 4);
+            wgmma_wait<0>();
+            keep(part);
+            if (s + 1 == C::kSlabs) release(stage);
+            promote(acc[s], part);
+          }
           if (++stage == C::kStages) stage = 0, phase ^= 1;
-        };
-        int kb = 1;
-        for (; kb + 1 < num_k; kb += 2) {
-          load_scale(1, kb);
-          issue(part[1]);
-          wgmma_wait<1>();
-          keep(part[0]);
-          promote(part[0], scale[0]);
-          advance();
-          load_scale(0, kb + 1);
-          issue(part[0]);
-          wgmma_wait<1>();
-          keep(part[1]);
-          promote(part[1], scale[1]);
-          advance();
         }
-        if (kb < num_k) {
-          load_scale(1, kb);
-          issue(part[1]);
-          wgmma_wait<1>();
-          keep(part[0]);
-          promote(part[0], scale[0]);
-          advance();
-          wgmma_wait<0>();
-          keep(part[1]);
-          promote(part[1], scale[1]);
-        } else {
-          wgmma_wait<0>();
-          keep(part[0]);
-          promote(part[0], scale[0]);
-        }
-        release(before);
       }
-      store_rows<C>(args, acc, row0, t.row_end, t.col);
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; ++s) store_rows<C>(args, acc[s], row0 + 64 * s, t.row_end, t.col);
     }
   }
   // No CTA may leave while the other can still arrive on its barriers or write into its tiles.

@@ -5,7 +5,7 @@
 //   s_k = q . key_k, one chain over 512 in wgmma steps of 16, fp32; t_k = s_k * scale * log2(e)
 //   the list in tiles of 32: when the largest t of a tile exceeds the reference m by more than 8 (at
 //   first: always), m becomes that largest t and what was summed is multiplied by 2^(old m - m)
-//   p_k = 2^(t_k - m); l = sum of p_k in fp32 (four strided partial sums, added as a tree at the end)
+//   p_k = 2^(t_k - m); l += sum of the tile's p_k in fp32 (four strided partial sums and a tree)
 //   acc += bf16(p_k) * key_k, wgmma steps of 16 keys upwards
 //   last the sink; o = acc / Z rounded to BF16 once; lse = natural log of Z.
 // Holes weigh exactly zero, and a tile of holes changes no bit, so padded lists are equal to short
