@@ -27,7 +27,7 @@ cudaError_t indexer_scores_sm90(const IndexerScoresSm90& p, cudaStream_t stream)
 
 struct TopkSm90 {
   const float* scores;         // [T, scores_ld]
-  int64_t scores_ld;           // a multiple of 4
+  int64_t scores_ld;           // a multiple of 4; rows on 16 bytes, readable to their end
   const int32_t* num_visible;  // [T] how many scores count; null: num_scores
   int T, num_scores;           // num_scores: largest num_visible, any size
   int k;                       // at most 2,048

@@ -7,9 +7,12 @@ namespace {
 // histograms of its upper 11, middle 11 and lower 10 bits, each over the keys that share what was found
 // so far. Counts are whole numbers, so the order of the atomics changes nothing. Up to kPerCta scores
 // stay in registers, longer rows are read again for every step (from L2).
+// Atomics on crowded bins are what costs, so the first histogram has kCopies counters a bin, and rows
+// in registers leave out what cannot be picked: of k disjoint groups of scores, every largest one
+// reaches the smallest largest one, so the k-th largest score does too.
 constexpr int kThreads = 512, kWarps = kThreads / 32, kPerThread = 32;
 constexpr int kPerCta = kThreads * kPerThread;
-constexpr int kBins = 2048;
+constexpr int kBins = 2048, kCopies = 4;
 
 __device__ __forceinline__ uint32_t ordered_key(float score) {
   const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 + 0 = +0
@@ -21,33 +24,38 @@ __device__ __forceinline__ uint32_t ordered_key(float score) {
 __device__ __forceinline__ void load_keys(uint32_t (&v)[kPerThread], const float* row, int begin, int n,
                                           bool& nan) {
   const int at = begin + threadIdx.x / 32 * 1024 + threadIdx.x % 32 * 4;
+  float4 s[kPerThread / 4];  // all loads first: they overlap. A row can be read to a multiple of 4.
 #pragma unroll
   for (int i = 0; i < kPerThread / 4; ++i) {
-    const int e = at + i * 128;
-    float4 s = {0, 0, 0, 0};
-    if (e + 3 < n) {
-      s = __ldg(reinterpret_cast<const float4*>(row + e));
-    } else {
-      if (e < n) s.x = row[e];
-      if (e + 1 < n) s.y = row[e + 1];
-      if (e + 2 < n) s.z = row[e + 2];
+    s[i] = {0, 0, 0, 0};
+    if (at + i * 128 < n) s[i] = __ldg(reinterpret_cast<const float4*>(row + at + i * 128));
+  }
+#pragma unroll
+  for (int i = 0; i < kPerThread / 4; ++i) {
+    const float f[4] = {s[i].x, s[i].y, s[i].z, s[i].w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const bool in = at + i * 128 + c < n;
+      nan |= in && f[c] != f[c];
+      v[4 * i + c] = in ? ordered_key(f[c]) : 0;
     }
-    nan |= s.x != s.x || s.y != s.y || s.z != s.z || s.w != s.w;
-    v[4 * i] = e < n ? ordered_key(s.x) : 0;
-    v[4 * i + 1] = e + 1 < n ? ordered_key(s.y) : 0;
-    v[4 * i + 2] = e + 2 < n ? ordered_key(s.z) : 0;
-    v[4 * i + 3] = e + 3 < n ? ordered_key(s.w) : 0;
   }
 }
 
 // Finds the bin in which the `wanted`-th largest key lies (bins downwards). Returns it, takes from
 // `wanted` what lies above, and tells whether the bin's keys are wanted to the last.
+template <int copies>
 __device__ __forceinline__ int find_bin(const int* bins, int& wanted, bool& all, int* scratch) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int top = kBins - 1 - 4 * static_cast<int>(threadIdx.x);  // this thread's bins: top .. top - 3
   int count[4], mine = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) mine += count[i] = bins[top - i];
+  for (int i = 0; i < 4; ++i) {
+    count[i] = 0;
+#pragma unroll
+    for (int c = 0; c < copies; ++c) count[i] += bins[(top - i) * copies + c];
+    mine += count[i];
+  }
   int upto = mine;
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
@@ -56,7 +64,8 @@ __device__ __forceinline__ int find_bin(const int* bins, int& wanted, bool& all,
   }
   if (lane == 31) scratch[warp] = upto;
   __syncthreads();
-  for (int w = 0; w < warp; ++w) upto += scratch[w];
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) upto += w < warp ? scratch[w] : 0;
   int before = upto - mine;
   if (before < wanted && wanted <= upto) {
 #pragma unroll
@@ -77,7 +86,7 @@ __device__ __forceinline__ int find_bin(const int* bins, int& wanted, bool& all,
 
 template <bool kOneBlock>
 __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const TopkSm90 p) {
-  __shared__ int bins[3][kBins];
+  __shared__ int bins[kBins * (kCopies + 1)];  // the last step uses the first one's again
   __shared__ int scratch[kWarps + 3];
   __shared__ int warp_above[kWarps], warp_equal[kWarps];
   const int t = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -95,7 +104,27 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
   uint32_t v[kPerThread];
   bool nan = false;
   if constexpr (kOneBlock) load_keys(v, row, 0, n, nan);
-  for (int i = threadIdx.x; i < 3 * kBins; i += kThreads) bins[0][i] = 0;
+  for (int i = threadIdx.x; i < kBins * (kCopies + 1); i += kThreads) bins[i] = 0;
+  uint32_t floor = 0;  // no lower key is picked
+  if constexpr (kOneBlock) {
+    uint32_t most[4];  // of the quarters of this thread's keys
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      most[g] = v[8 * g];
+#pragma unroll
+      for (int i = 1; i < 8; ++i) most[g] = max(most[g], v[8 * g + i]);
+    }
+    const uint32_t low = max(most[0], most[1]), high = max(most[2], most[3]);
+    uint32_t least = p.k <= kThreads ? max(low, high)
+                     : p.k <= 2 * kThreads ? min(low, high)
+                                           : min(min(most[0], most[1]), min(most[2], most[3]));
+    least = __reduce_min_sync(0xFFFFFFFFu, least);
+    if (lane == 0) scratch[warp] = static_cast<int>(least);
+    __syncthreads();
+    floor = static_cast<uint32_t>(scratch[0]);
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) floor = min(floor, static_cast<uint32_t>(scratch[w]));
+  }
   __syncthreads();
 
   // Counts digit (key >> shift) & (kBins - 1) of the keys whose higher bits are `prefix`.
@@ -104,15 +133,9 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
 #pragma unroll
       for (int i = 0; i < kPerThread; ++i) {
         if (step == 0) {
-          // Crowded bins (a row of zeros) would make 32 lanes wait for each other.
-          const uint32_t digit = v[i] >> 21, first = __shfl_sync(0xFFFFFFFFu, digit, 0);
-          if (__all_sync(0xFFFFFFFFu, digit == first)) {
-            if (lane == 0) atomicAdd(&bins[0][digit], 32);
-          } else {
-            atomicAdd(&bins[0][digit], 1);
-          }
+          if (v[i] >= floor) atomicAdd(&bins[(v[i] >> 21) * kCopies + lane % kCopies], 1);
         } else if (v[i] >> (shift + (step == 1 ? 11 : 10)) == prefix) {
-          atomicAdd(&bins[step][v[i] >> shift & (step == 1 ? 2047 : 1023)], 1);
+          atomicAdd(&bins[(step == 1 ? kBins * kCopies : 0) + (v[i] >> shift & (step == 1 ? 2047 : 1023))], 1);
         }
       }
     };
@@ -129,13 +152,14 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
   int wanted = p.k;  // of the keys that share the prefix
   bool all = false;
   count_digits(0, 21, 0);
-  uint32_t threshold = static_cast<uint32_t>(find_bin(bins[0], wanted, all, scratch)) << 21;
+  uint32_t threshold = static_cast<uint32_t>(find_bin<kCopies>(bins, wanted, all, scratch)) << 21;
   if (!all) {
+    for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;
     count_digits(1, 10, threshold >> 21);
-    threshold |= static_cast<uint32_t>(find_bin(bins[1], wanted, all, scratch)) << 10;
+    threshold |= static_cast<uint32_t>(find_bin<1>(bins + kBins * kCopies, wanted, all, scratch)) << 10;
     if (!all) {
       count_digits(2, 0, threshold >> 10);
-      threshold |= static_cast<uint32_t>(find_bin(bins[2], wanted, all, scratch));
+      threshold |= static_cast<uint32_t>(find_bin<1>(bins, wanted, all, scratch));
     }
   }
   // When all: take every key that reaches the threshold. Otherwise every key above it, and of those
@@ -156,6 +180,7 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
     if (lane == 0) warp_above[warp] = above, warp_equal[warp] = equal;
     __syncthreads();
     int my_above = above_before, my_equal = equal_before;
+#pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       if (w < warp) my_above += warp_above[w], my_equal += warp_equal[w];
       above_before += warp_above[w], equal_before += warp_equal[w];

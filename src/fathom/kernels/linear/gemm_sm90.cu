@@ -66,27 +66,28 @@ struct Variant {
   cudaError_t (*run[2])(const GemmSm90&, cudaStream_t);  // bf16, fp32 output
 };
 
-template <bool kFp8, int kWarpgroups, int kSlabs, int BN, int kStages, Share kShare>
+template <bool kFp8, int kWarpgroups, int kSlabs, int BN, int kStages, Share kShare, int kParts = 1>
 constexpr Variant variant(const char* name) {
   return {name, kFp8,
-          {launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, false>>,
-           launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, true>>}};
+          {launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, false, kParts>>,
+           launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, true, kParts>>}};
 }
 
-enum { kBf16Wide, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Tall, kFp8Broad, kFp8Three, kFp8Mid, kFp8P, kFp8Q, kFp8Low, kFp8Narrow };
+enum { kBf16Wide, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Tall, kFp8Broad, kFp8Three, kFp8Mid, kFp8Low, kFp8Narrow };
 constexpr Variant kVariants[] = {
     variant<false, 2, 1, 256, 4, Share::kNone>("bf16 128x256"),
     variant<false, 2, 1, 128, 6, Share::kNone>("bf16 128x128"),
     variant<false, 1, 1, 128, 8, Share::kNone>("bf16 64x128"),
     variant<false, 1, 1, 32, 12, Share::kNone>("bf16 64x32"),
-    variant<true, 2, 2, 128, 4, Share::kNone>("fp8 256x128"),
+    variant<true, 2, 2, 128, 4, Share::kRows>("fp8 256x128 pair shares rows"),
     variant<true, 2, 1, 192, 5, Share::kNone>("fp8 128x192"),
     variant<true, 3, 1, 128, 5, Share::kNone>("fp8 192x128"),
-    variant<true, 2, 1, 128, 6, Share::kNone>("fp8 128x128"),
-    variant<true, 2, 2, 128, 4, Share::kRows>("fp8 256x128 pair shares rows"),
-    variant<true, 2, 1, 192, 5, Share::kWeights>("fp8 128x192 pair shares weights"),
-    variant<true, 1, 1, 128, 8, Share::kNone>("fp8 64x128"),
-    variant<true, 1, 1, 32, 12, Share::kNone>("fp8 64x32"),
+    variant<true, 2, 1, 128, 6, Share::kNone, 2>("fp8 128x128 double"),
+    variant<true, 1, 1, 128, 8, Share::kNone, 2>("fp8 64x128 double"),
+    variant<true, 1, 1, 32, 12, Share::kNone, 2>("fp8 64x32 double"),
+    variant<true, 2, 1, 192, 5, Share::kRows>("fp8 128x192 pair shares rows"),
+    variant<true, 3, 1, 128, 5, Share::kRows>("fp8 192x128 pair shares rows"),
+    variant<true, 2, 1, 128, 6, Share::kRows, 2>("fp8 128x128 double pair shares rows"),
 };
 
 bool valid(const GemmSm90& p) {

@@ -11,11 +11,13 @@ namespace fathom::sm90 {
 
 enum class Share { kNone, kWeights, kRows };  // what a cluster of two CTAs has in common
 
-template <bool kFp8_, int kWarpgroups_, int kSlabs_, int BN_, int kStages_, Share kShare_, bool kOutFp32_>
+template <bool kFp8_, int kWarpgroups_, int kSlabs_, int BN_, int kStages_, Share kShare_, bool kOutFp32_,
+          int kParts_ = 1>
 struct GemmConfig {
   static constexpr bool kFp8 = kFp8_;
   static constexpr int kWarpgroups = kWarpgroups_;  // consumers
   static constexpr int kSlabs = kSlabs_;            // of 64 rows, a consumer
+  static constexpr int kParts = kParts_;  // FP8: 2 = one block is multiplied while one is scaled
   static constexpr int BM = 64 * kWarpgroups * kSlabs;
   static constexpr int BN = BN_;
   static constexpr int BK = kFp8 ? 128 : 64;  // 128 bytes
@@ -254,17 +256,19 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       } else {
         // Tiles of up to 128 columns lie inside one block of the weight; of 192, 64 columns do.
         constexpr int kScales = C::BN > 128 ? C::BN / 64 : 1;
-        float scale[2][kScales];  // [row, row + 8]
-        const float* sa = args.a_scale;
-        auto load_scale = [&](int kb, int row) {
-          const float s0 = __ldg(sa + kb * args.a_scale_ld + min(row, args.M - 1));
-          const float s1 = __ldg(sa + kb * args.a_scale_ld + min(row + 8, args.M - 1));
+        // Scales are loaded one block ahead: their latency is that of a whole product.
+        float next_row[C::kSlabs][2], next_col[kScales];
+        auto load_scales = [&](int kb) {
+#pragma unroll
+          for (int s = 0; s < C::kSlabs; ++s) {
+            const int row = row0 + 64 * s + lane / 4;
+            next_row[s][0] = __ldg(args.a_scale + kb * args.a_scale_ld + min(row, args.M - 1));
+            next_row[s][1] = __ldg(args.a_scale + kb * args.a_scale_ld + min(row + 8, args.M - 1));
+          }
 #pragma unroll
           for (int c = 0; c < kScales; ++c) {
             const int64_t col = int64_t{t.group} * args.N + min(t.col + 64 * c, args.N - 1);
-            const float w = __ldg(args.w_scale + col / 128 * num_k + kb);
-            scale[0][c] = s0 * w;
-            scale[1][c] = s1 * w;
+            next_col[c] = __ldg(args.w_scale + col / 128 * num_k + kb);
           }
         };
         auto issue = [&](float (&d)[C::BN / 2], int slab) {
@@ -276,10 +280,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           for (int k = 0; k < 4; ++k) wgmma_e4m3_ss(d, da + 2 * k, db + 2 * k, k != 0);
           wgmma_commit();
         };
-        auto promote = [&](float (&sum)[C::BN / 2], const float (&d)[C::BN / 2]) {
+        auto promote = [&](float (&sum)[C::BN / 2], const float (&d)[C::BN / 2], const float (&row)[2],
+                           const float (&col)[kScales]) {
 #pragma unroll
           for (int i = 0; i < C::BN / 8; ++i) {
-            const float s0 = scale[0][kScales > 1 ? i / 8 : 0], s1 = scale[1][kScales > 1 ? i / 8 : 0];
+            const float s0 = row[0] * col[kScales > 1 ? i / 8 : 0];
+            const float s1 = row[1] * col[kScales > 1 ? i / 8 : 0];
             sum[4 * i] = fmaf(d[4 * i], s0, sum[4 * i]);
             sum[4 * i + 1] = fmaf(d[4 * i + 1], s0, sum[4 * i + 1]);
             sum[4 * i + 2] = fmaf(d[4 * i + 2], s1, sum[4 * i + 2]);
@@ -293,19 +299,74 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         for (int s = 0; s < C::kSlabs; ++s)
 #pragma unroll
           for (int i = 0; i < C::BN / 2; ++i) acc[s][i] = 0;
-        float part[C::BN / 2];
-        for (int kb = 0; kb < num_k; ++kb) {
-          wait_full(stage, phase);
+        float row_scale[C::kSlabs][2], col_scale[kScales];
+        auto take_scales = [&](int next_kb) {
 #pragma unroll
-          for (int s = 0; s < C::kSlabs; ++s) {
-            issue(part, s);
-            load_scale(kb, row0 + 64 * s + lane / 4);
-            wgmma_wait<0>();
-            keep(part);
-            if (s + 1 == C::kSlabs) release(stage);
-            promote(acc[s], part);
-          }
+          for (int s = 0; s < C::kSlabs; ++s)
+            row_scale[s][0] = next_row[s][0], row_scale[s][1] = next_row[s][1];
+#pragma unroll
+          for (int c = 0; c < kScales; ++c) col_scale[c] = next_col[c];
+          load_scales(min(next_kb, num_k - 1));
+        };
+        auto next_stage = [&] {
           if (++stage == C::kStages) stage = 0, phase ^= 1;
+        };
+        load_scales(0);
+        if constexpr (C::kParts == 1) {
+          float part[C::BN / 2];
+          for (int kb = 0; kb < num_k; ++kb) {
+            take_scales(kb + 1);
+            wait_full(stage, phase);
+#pragma unroll
+            for (int s = 0; s < C::kSlabs; ++s) {
+              issue(part, s);
+              wgmma_wait<0>();
+              keep(part);
+              if (s + 1 == C::kSlabs) release(stage);
+              promote(acc[s], part, row_scale[s], col_scale);
+            }
+            next_stage();
+          }
+        } else {
+          static_assert(C::kSlabs == 1);
+          float part0[C::BN / 2], part1[C::BN / 2];
+          int before = stage;
+          auto start = [&](float (&part)[C::BN / 2]) {
+            wait_full(stage, phase);
+            issue(part, 0);
+          };
+          auto finish = [&](float (&part)[C::BN / 2], int kb) {
+            keep(part);
+            release(before);
+            before = stage;
+            promote(acc[0], part, row_scale[0], col_scale);
+            take_scales(kb + 2);
+          };
+          take_scales(1);
+          start(part0);
+          int kb = 1;
+          for (; kb + 1 < num_k; kb += 2) {
+            next_stage();
+            start(part1);
+            wgmma_wait<1>();
+            finish(part0, kb - 1);
+            next_stage();
+            start(part0);
+            wgmma_wait<1>();
+            finish(part1, kb);
+          }
+          if (kb < num_k) {
+            next_stage();
+            start(part1);
+            wgmma_wait<1>();
+            finish(part0, kb - 1);
+            wgmma_wait<0>();
+            finish(part1, kb);
+          } else {
+            wgmma_wait<0>();
+            finish(part0, kb - 1);
+          }
+          next_stage();
         }
       }
 #pragma unroll
