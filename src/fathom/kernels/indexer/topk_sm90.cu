@@ -14,17 +14,32 @@ constexpr int kThreads = 512, kWarps = kThreads / 32, kPerThread = 32;
 constexpr int kPerCta = kThreads * kPerThread;
 constexpr int kBins = 2048, kCopies = 4;
 
+// The sum turns -0 into +0 and every NaN into the positive one, whose key is the largest of all.
+constexpr uint32_t kNanKey = 0xFFFFFFFFu;
 __device__ __forceinline__ uint32_t ordered_key(float score) {
-  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 + 0 = +0
+  const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 
 // Keys of one block of kPerCta scores. Warp w has 1,024 consecutive ones: lane's v[4 i + c] is number
 // w * 1024 + i * 128 + lane * 4 + c. What lies beyond n has key 0, below that of every score.
-__device__ __forceinline__ void load_keys(uint32_t (&v)[kPerThread], const float* row, int begin, int n,
-                                          bool& nan) {
+template <int n_v>
+__device__ __forceinline__ void load_keys(uint32_t (&v)[n_v], const float* row, int begin, int n) {
   const int at = begin + threadIdx.x / 32 * 1024 + threadIdx.x % 32 * 4;
   float4 s[kPerThread / 4];  // all loads first: they overlap. A row can be read to a multiple of 4.
+  if (begin + kPerCta <= n) {
+#pragma unroll
+    for (int i = 0; i < kPerThread / 4; ++i)
+      s[i] = __ldg(reinterpret_cast<const float4*>(row + at + i * 128));
+#pragma unroll
+    for (int i = 0; i < kPerThread / 4; ++i) {
+      v[4 * i] = ordered_key(s[i].x);
+      v[4 * i + 1] = ordered_key(s[i].y);
+      v[4 * i + 2] = ordered_key(s[i].z);
+      v[4 * i + 3] = ordered_key(s[i].w);
+    }
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < kPerThread / 4; ++i) {
     s[i] = {0, 0, 0, 0};
@@ -32,13 +47,11 @@ __device__ __forceinline__ void load_keys(uint32_t (&v)[kPerThread], const float
   }
 #pragma unroll
   for (int i = 0; i < kPerThread / 4; ++i) {
-    const float f[4] = {s[i].x, s[i].y, s[i].z, s[i].w};
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const bool in = at + i * 128 + c < n;
-      nan |= in && f[c] != f[c];
-      v[4 * i + c] = in ? ordered_key(f[c]) : 0;
-    }
+    const int left = n - at - i * 128;
+    v[4 * i] = left > 0 ? ordered_key(s[i].x) : 0;
+    v[4 * i + 1] = left > 1 ? ordered_key(s[i].y) : 0;
+    v[4 * i + 2] = left > 2 ? ordered_key(s[i].z) : 0;
+    v[4 * i + 3] = left > 3 ? ordered_key(s[i].w) : 0;
   }
 }
 
@@ -102,8 +115,7 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
     return;
   }
   uint32_t v[kPerThread];
-  bool nan = false;
-  if constexpr (kOneBlock) load_keys(v, row, 0, n, nan);
+  if constexpr (kOneBlock) load_keys(v, row, 0, n);
   for (int i = threadIdx.x; i < kBins * (kCopies + 1); i += kThreads) bins[i] = 0;
   uint32_t floor = 0;  // no lower key is picked
   if constexpr (kOneBlock) {
@@ -143,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
       add();
     } else {
       for (int begin = 0; begin < n; begin += kPerCta) {
-        load_keys(v, row, begin, n, nan);
+        load_keys(v, row, begin, n);
         add();
       }
     }
@@ -166,41 +178,68 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
   // equal to it the first `wanted`.
   int above_before = 0, equal_before = 0;  // over all earlier blocks and warps
   for (int begin = 0; begin < n; begin += kPerCta) {
-    if constexpr (!kOneBlock) load_keys(v, row, begin, n, nan);
-    int above = 0, equal = 0;
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      above += v[i] > threshold;
-      equal += v[i] == threshold;
-    }
-    above = __reduce_add_sync(0xFFFFFFFFu, above);
-    equal = __reduce_add_sync(0xFFFFFFFFu, equal);
-    if (all) above += equal, equal = 0;
-    __syncthreads();
-    if (lane == 0) warp_above[warp] = above, warp_equal[warp] = equal;
-    __syncthreads();
-    int my_above = above_before, my_equal = equal_before;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) my_above += warp_above[w], my_equal += warp_equal[w];
-      above_before += warp_above[w], equal_before += warp_equal[w];
-    }
-    const uint32_t below = (1u << lane) - 1;
+    if constexpr (!kOneBlock) load_keys(v, row, begin, n);
     if (all) {
+      // Byte i of the pair: how many of v[4 i ..] are taken; a warp's 128 at most fit.
+      uint32_t lo = 0, hi = 0;
 #pragma unroll
-      for (int i = 0; i < kPerThread / 4; ++i) {
-        int at = my_above;
+      for (int i = 0; i < kPerThread / 8; ++i)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const uint32_t taken = __ballot_sync(0xFFFFFFFFu, v[4 * i + c] >= threshold);
-          at += __popc(taken & below);
-          my_above += __popc(taken);
+          lo += v[4 * i + c] >= threshold ? 1u << 8 * i : 0;
+          hi += v[4 * (i + 4) + c] >= threshold ? 1u << 8 * i : 0;
         }
+      const uint32_t mine_lo = lo, mine_hi = hi;
 #pragma unroll
-        for (int c = 0; c < 4; ++c)
-          if (v[4 * i + c] >= threshold) picks[at++] = begin + warp * 1024 + i * 128 + lane * 4 + c;
+      for (int d = 1; d < 32; d *= 2) {
+        const uint32_t a = __shfl_up_sync(0xFFFFFFFFu, lo, d), b = __shfl_up_sync(0xFFFFFFFFu, hi, d);
+        if (lane >= d) lo += a, hi += b;
+      }
+      const uint32_t total_lo = __shfl_sync(0xFFFFFFFFu, lo, 31), total_hi = __shfl_sync(0xFFFFFFFFu, hi, 31);
+      lo -= mine_lo, hi -= mine_hi;
+      __syncthreads();
+      if (lane == 0) {
+        int sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += (total_lo >> 8 * i & 255) + (total_hi >> 8 * i & 255);
+        warp_above[warp] = sum;
+      }
+      __syncthreads();
+      int base = above_before;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        base += w < warp ? warp_above[w] : 0;
+        above_before += warp_above[w];
+      }
+#pragma unroll
+      for (int i = 0; i < kPerThread / 4; ++i) {
+        int at = base + static_cast<int>((i < 4 ? lo : hi) >> 8 * (i % 4) & 255);
+        base += static_cast<int>((i < 4 ? total_lo : total_hi) >> 8 * (i % 4) & 255);
+        if (((i < 4 ? mine_lo : mine_hi) >> 8 * (i % 4) & 255) != 0) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c)
+            if (v[4 * i + c] >= threshold) picks[at++] = begin + warp * 1024 + i * 128 + lane * 4 + c;
+        }
       }
     } else {
+      int above = 0, equal = 0;
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        above += v[i] > threshold;
+        equal += v[i] == threshold;
+      }
+      above = __reduce_add_sync(0xFFFFFFFFu, above);
+      equal = __reduce_add_sync(0xFFFFFFFFu, equal);
+      __syncthreads();
+      if (lane == 0) warp_above[warp] = above, warp_equal[warp] = equal;
+      __syncthreads();
+      int my_above = above_before, my_equal = equal_before;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        if (w < warp) my_above += warp_above[w], my_equal += warp_equal[w];
+        above_before += warp_above[w], equal_before += warp_equal[w];
+      }
+      const uint32_t below = (1u << lane) - 1;
 #pragma unroll 1
       for (int i = 0; i < kPerThread / 4; ++i) {
         uint32_t k[4];  // v[4 i ..]: a run-time index would put v into local memory
@@ -229,8 +268,13 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
       }
     }
   }
-  if (threadIdx.x == 0) p.num_picks[t] = p.k;
-  if (nan && p.saw_nan != nullptr) *p.saw_nan = 1;
+  if (threadIdx.x == 0) {
+    p.num_picks[t] = p.k;
+    // The highest bin of the first step holds nothing but NaN; no later step touches it.
+    int nan = 0;
+    for (int c = 0; c < kCopies; ++c) nan |= bins[(kNanKey >> 21) * kCopies + c];
+    if (p.saw_nan != nullptr && nan != 0) *p.saw_nan = 1;
+  }
 }
 
 }  // namespace

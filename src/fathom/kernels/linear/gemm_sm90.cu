@@ -116,7 +116,7 @@ int gemm_sm90_choose(const GemmSm90& p) {
     if (fp8) return ctas < 132 ? kFp8Narrow : kFp8Low;
     return ctas < 132 ? kBf16Narrow : kBf16Low;
   }
-  if (fp8) return rows >= 1024 ? kFp8Tall : kFp8Broad;
+  if (fp8) return rows >= 1024 ? kFp8Tall : kFp8Mid;
   const int64_t wide = (p.M + 127) / 128 * ((p.N + 255) / 256);
   if (wide < 132) return kBf16Mid;
   return kBf16Wide;

@@ -19,11 +19,12 @@ constexpr int kDim = 512;
 constexpr int kTile = 64;
 constexpr float kRescaleAbove = 8.0f;  // log2: p stays below 2^8, exact enough in BF16 and fp32
 
-template <int kQReg_, int kStages_, bool kFp8_>
+template <int kQReg_, int kStages_, bool kFp8_, bool kPvLater_>
 struct AttentionConfig {
   static constexpr int kQReg = kQReg_;  // how many blocks of 64 query channels are in registers
   static constexpr int kStages = kStages_;
   static constexpr bool kFp8 = kFp8_;
+  static constexpr bool kPvLater = kPvLater_;  // P times keys waits for the next tile's first product
   static constexpr int kThreads = 512;
   static constexpr int kQBlocks = 8 - kQReg;
   static constexpr int kRows = kStages * kTile;
@@ -89,15 +90,21 @@ template <class C>
 __device__ __forceinline__ void produce_bf16(const Args& a, Shared<C>& shared) {
   const uint32_t ring = smem_u32(shared.keys), full = smem_u32(shared.full), empty = smem_u32(shared.empty);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int slot = 0;
+  int slot = 0, next = -1;
   uint32_t phase = 0;
   for (int item = blockIdx.x; item < a.num_items; item += gridDim.x) {
     const int t = item / a.head_blocks;
     const int picks = picks_of(a, t), tiles = tiles_of(a, t);
-    int next = lane < 16 ? list_row(a, t, picks, 0, warp * 16 + lane) : -1;
+    if (item + gridDim.x < a.num_items && threadIdx.x == 0)
+      prefetch_l2(a.p.q + int64_t{item + static_cast<int>(gridDim.x)} * 64 * kDim, 64 * kDim * 2);
+    if (item == static_cast<int>(blockIdx.x) && lane < 16) next = list_row(a, t, picks, 0, warp * 16 + lane);
     for (int j = 0; j < tiles; ++j) {
       const int mine = next;
-      if (j + 1 < tiles && lane < 16) next = list_row(a, t, picks, j + 1, warp * 16 + lane);
+      if (lane < 16) {  // one tile ahead, also into the next item, whose list starts with the window
+        if (j + 1 < tiles) next = list_row(a, t, picks, j + 1, warp * 16 + lane);
+        else if (item + gridDim.x < a.num_items)
+          next = list_row(a, (item + gridDim.x) / a.head_blocks, 0, 0, warp * 16 + lane);
+      }
       const char* base =
           static_cast<const char*>(j < a.window_tiles ? a.p.window.data : a.p.entries.data) + lane * 16;
       const uint32_t tile = ring + (lane / 8) * C::kBlockBytes + (slot * kTile + warp * 16) * 128;
@@ -261,8 +268,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (blockIdx.x < args.num_items) load_q(blockIdx.x);
     int slot = 0;
     uint32_t phase = 0, p_phase = 0, q_phase = 0;
+    int next_tiles = blockIdx.x < args.num_items ? tiles_of(args, blockIdx.x / args.head_blocks) : 0;
     for (int item = blockIdx.x; item < args.num_items; item += gridDim.x, q_phase ^= 1) {
-      const int tiles = tiles_of(args, item / args.head_blocks);
+      const int tiles = next_tiles;
+      if (item + gridDim.x < args.num_items)
+        next_tiles = tiles_of(args, (item + gridDim.x) / args.head_blocks);
       mbar_wait(q_full, q_phase);
       float m0 = -INFINITY, m1 = -INFINITY;
       for (int j = 0; j < tiles; ++j) {
@@ -285,6 +295,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                               dk + ((C::kQReg + k / 4) * C::kBlockBytes + (k % 4) * 32) / 16,
                               C::kQReg > 0 || k != 0);
         wgmma_commit();
+        // Only now the output groups may start with the tile before: side by side both products would
+        // take twice as long, and then nothing would be left to do beside the exponentials.
+        if (C::kPvLater && j > 0) mbar_arrive(p_full);
         wgmma_wait<0>();
         keep(s);
         if (j + 1 == tiles) {
@@ -348,7 +361,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           rows.max[row] = m0, rows.max[row + 8] = m1;
         }
         fence_async();
-        mbar_arrive(p_full);
+        if (!C::kPvLater || j + 1 == tiles) mbar_arrive(p_full);
         if (++slot == C::kStages) slot = 0, phase ^= 1;
       }
     }
@@ -361,8 +374,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     float o[2][64];
     int slot = 0;
     uint32_t p_phase = 0;
+    int next_tiles = blockIdx.x < args.num_items ? tiles_of(args, blockIdx.x / args.head_blocks) : 0;
     for (int item = blockIdx.x; item < args.num_items; item += gridDim.x) {
-      const int tiles = tiles_of(args, item / args.head_blocks);
+      const int tiles = next_tiles;
+      if (item + gridDim.x < args.num_items)
+        next_tiles = tiles_of(args, (item + gridDim.x) / args.head_blocks);
       float l0 = 0.0f, l1 = 0.0f, m0 = -INFINITY, m1 = -INFINITY;
       for (int j = 0; j < tiles; ++j) {
         mbar_wait(p_full, p_phase);
@@ -379,10 +395,15 @@ __global__ void __launch_bounds__(C::kThreads, 1)
             v[3] *= a1;
           }
         }
-        fence_async();
-        const uint64_t dp = desc_swizzle128(smem_p, 16, 1024);
         const uint64_t dv = desc_swizzle128(
             ring + half * 4 * C::kBlockBytes + slot * kTile * 128, C::kBlockBytes, 1024);
+        l0 = fmaf(l0, a0, rows.sum[row]);
+        l1 = fmaf(l1, a1, rows.sum[row + 8]);
+        m0 = rows.max[row];
+        m1 = rows.max[row + 8];
+        const uint64_t dp = desc_swizzle128(smem_p, 16, 1024);
+        __syncwarp();
+        fence_async();
         keep(o[0]);
         keep(o[1]);
         wgmma_fence();
@@ -393,11 +414,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
             wgmma_bf16_ss<0, 1>(o[n], dp + k * 32 / 16,
                                 dv + (2 * n * C::kBlockBytes + k * 2048) / 16, (j | k) != 0);
         wgmma_commit();
-        l0 = fmaf(l0, a0, rows.sum[row]);
-        l1 = fmaf(l1, a1, rows.sum[row + 8]);
-        m0 = rows.max[row];
-        m1 = rows.max[row + 8];
-        __syncwarp();
         wgmma_wait<0>();
         keep(o[0]);
         keep(o[1]);
@@ -470,10 +486,10 @@ struct Variant {
 };
 // The first of a layout is the one taken.
 constexpr Variant kVariants[] = {
-    {"bf16, 5/8 of q in registers, 3 tiles", KvLayout::kBf16, launch<AttentionConfig<5, 3, false>>},
-    {"bf16, 1/2 of q in registers, 2 tiles", KvLayout::kBf16, launch<AttentionConfig<4, 2, false>>},
-    {"fp8, q in shared memory, 2 tiles", KvLayout::kFp8, launch<AttentionConfig<0, 2, true>>},
-    {"fp8, 1/4 of q in registers, 2 tiles", KvLayout::kFp8, launch<AttentionConfig<2, 2, true>>},
+    {"bf16, 5/8 of q in registers, 3 tiles, later", KvLayout::kBf16, launch<AttentionConfig<5, 3, false, true>>},
+    {"bf16, 5/8 of q in registers, 3 tiles, at once", KvLayout::kBf16, launch<AttentionConfig<5, 3, false, false>>},
+    {"fp8, q in shared memory, 2 tiles, at once", KvLayout::kFp8, launch<AttentionConfig<0, 2, true, false>>},
+    {"fp8, q in shared memory, 2 tiles, later", KvLayout::kFp8, launch<AttentionConfig<0, 2, true, true>>},
 };
 
 bool valid(const SparseAttentionSm90& p) {
