@@ -74,11 +74,11 @@ def emit(n, kind, mode):
 
 print(HEAD, end="")
 print("// clang-format off")
-for n in (16, 32, 64, 128, 256):
-    emit(n, "bf16", "ss")
 for n in (32, 64, 128, 256):
+    emit(n, "bf16", "ss")
+for n in (64, 128):
     emit(n, "bf16", "rs")
-for n in (16, 32, 64, 128, 192):
+for n in (32, 128):
     emit(n, "e4m3", "ss")
 print("// clang-format on")
 print("\n}  // namespace fathom::sm90")

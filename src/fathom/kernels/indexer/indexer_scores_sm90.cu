@@ -9,8 +9,8 @@ namespace fathom::sm90 {
 namespace {
 
 // An item is four queries (256 rows of q: the N of the product) and kChunk entries. One warp loads,
-// two warpgroups multiply 64 entries (the M) each and reduce over heads in registers: a thread has 16
-// heads of each of 2 entries and 4 queries.
+// two warpgroups multiply 64 entries (the M) each and reduce over heads in registers: a thread has
+// 16 heads of each of 2 entries and 4 queries.
 constexpr int kHeads = 64, kChannels = 128, kQueries = 4;
 constexpr int kTile = 128, kChunk = 2048, kStages = 3;
 constexpr int kBytesQ = kQueries * kHeads * kChannels * 2;
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(384, 1)
                           const __grid_constant__ Args args) {
   extern __shared__ __align__(1024) uint8_t smem_raw[];
   const uint32_t smem_q = smem_u32(smem_raw), smem_k = smem_q + 2 * kBytesQ;
-  auto* weights = reinterpret_cast<float(*)[kQueries][kHeads]>(smem_raw + 2 * kBytesQ + kStages * kBytesK);
+  auto* weights =
+      reinterpret_cast<float(*)[kQueries][kHeads]>(smem_raw + 2 * kBytesQ + kStages * kBytesK);
   const uint32_t full = smem_k + kStages * kBytesK + kBytesWeights, empty = full + 8 * kStages;
   const uint32_t q_full = empty + 8 * kStages, q_empty = q_full + 16;
   const int warpgroup = threadIdx.x / 128;
@@ -75,8 +76,8 @@ __global__ void __launch_bounds__(384, 1)
         const uint32_t weight_bytes = min(kQueries, args.p.T - t) * kHeads * 4;
         mbar_expect_tx(q_full + 8 * turn, kBytesQ + weight_bytes);
         for (int c = 0; c < 2; ++c)
-          tma_load_2d(smem_q + turn * kBytesQ + c * (kBytesQ / 2), &map_q, q_full + 8 * turn, c * 64,
-                      t * kHeads);
+          tma_load_2d(smem_q + turn * kBytesQ + c * (kBytesQ / 2), &map_q, q_full + 8 * turn,
+                      c * 64, t * kHeads);
         bulk_load(smem_u32(weights[turn]), args.p.weights + int64_t{t} * kHeads, weight_bytes,
                   q_full + 8 * turn);
         if (++turn == 2) turn = 0, q_phase ^= 1;
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(384, 1)
           mbar_wait(empty + 8 * stage, phase ^ 1);
           mbar_expect_tx(full + 8 * stage, kBytesK);
           for (int c = 0; c < 2; ++c)
-            tma_load_2d(smem_k + stage * kBytesK + c * (kBytesK / 2), &map_k, full + 8 * stage, c * 64,
-                        first + k);
+            tma_load_2d(smem_k + stage * kBytesK + c * (kBytesK / 2), &map_k, full + 8 * stage,
+                        c * 64, first + k);
           if (++stage == kStages) stage = 0, phase ^= 1;
         }
       }

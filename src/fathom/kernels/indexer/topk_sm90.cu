@@ -4,11 +4,11 @@ namespace fathom::sm90 {
 namespace {
 
 // One CTA a query. Scores become unsigned keys of the same order; the k-th largest key is found by
-// histograms of its upper 11, middle 11 and lower 10 bits, each over the keys that share what was found
-// so far. Counts are whole numbers, so the order of the atomics changes nothing. Up to kPerCta scores
-// stay in registers, longer rows are read again for every step (from L2).
-// Atomics on crowded bins are what costs, so the first histogram has kCopies counters a bin, and rows
-// in registers leave out what cannot be picked: of k disjoint groups of scores, every largest one
+// histograms of its upper 11, middle 11 and lower 10 bits, each over the keys that share what was
+// found so far. Counts are whole numbers, so the order of the atomics changes nothing. Up to
+// kPerCta scores stay in registers, longer rows are read again for every step (from L2). Atomics on
+// crowded bins are what costs, so the first histogram has kCopies counters a bin, and rows in
+// registers leave out what cannot be picked: of k disjoint groups of scores, every largest one
 // reaches the smallest largest one, so the k-th largest score does too.
 constexpr int kThreads = 512, kWarps = kThreads / 32, kPerThread = 32;
 constexpr int kPerCta = kThreads * kPerThread;
@@ -21,8 +21,9 @@ __device__ __forceinline__ uint32_t ordered_key(float score) {
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 
-// Keys of one block of kPerCta scores. Warp w has 1,024 consecutive ones: lane's v[4 i + c] is number
-// w * 1024 + i * 128 + lane * 4 + c. What lies beyond n has key 0, below that of every score.
+// Keys of one block of kPerCta scores. Warp w has 1,024 consecutive ones: lane's v[4 i + c] is
+// number w * 1024 + i * 128 + lane * 4 + c. What lies beyond n has key 0, below that of every
+// score.
 template <int n_v>
 __device__ __forceinline__ void load_keys(uint32_t (&v)[n_v], const float* row, int begin, int n) {
   const int at = begin + threadIdx.x / 32 * 1024 + threadIdx.x % 32 * 4;
@@ -60,7 +61,8 @@ __device__ __forceinline__ void load_keys(uint32_t (&v)[n_v], const float* row, 
 template <int copies>
 __device__ __forceinline__ int find_bin(const int* bins, int& wanted, bool& all, int* scratch) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int top = kBins - 1 - 4 * static_cast<int>(threadIdx.x);  // this thread's bins: top .. top - 3
+  const int top =
+      kBins - 1 - 4 * static_cast<int>(threadIdx.x);  // this thread's bins: top .. top - 3
   int count[4], mine = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
       for (int i = 1; i < 8; ++i) most[g] = max(most[g], v[8 * g + i]);
     }
     const uint32_t low = max(most[0], most[1]), high = max(most[2], most[3]);
-    uint32_t least = p.k <= kThreads ? max(low, high)
+    uint32_t least = p.k <= kThreads       ? max(low, high)
                      : p.k <= 2 * kThreads ? min(low, high)
                                            : min(min(most[0], most[1]), min(most[2], most[3]));
     least = __reduce_min_sync(0xFFFFFFFFu, least);
@@ -147,7 +149,9 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
         if (step == 0) {
           if (v[i] >= floor) atomicAdd(&bins[(v[i] >> 21) * kCopies + lane % kCopies], 1);
         } else if (v[i] >> (shift + (step == 1 ? 11 : 10)) == prefix) {
-          atomicAdd(&bins[(step == 1 ? kBins * kCopies : 0) + (v[i] >> shift & (step == 1 ? 2047 : 1023))], 1);
+          atomicAdd(&bins[(step == 1 ? kBins * kCopies : 0) +
+                          (v[i] >> shift & (step == 1 ? 2047 : 1023))],
+                    1);
         }
       }
     };
@@ -168,7 +172,8 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
   if (!all) {
     for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;
     count_digits(1, 10, threshold >> 21);
-    threshold |= static_cast<uint32_t>(find_bin<1>(bins + kBins * kCopies, wanted, all, scratch)) << 10;
+    threshold |= static_cast<uint32_t>(find_bin<1>(bins + kBins * kCopies, wanted, all, scratch))
+                 << 10;
     if (!all) {
       count_digits(2, 0, threshold >> 10);
       threshold |= static_cast<uint32_t>(find_bin<1>(bins, wanted, all, scratch));
@@ -192,10 +197,12 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
       const uint32_t mine_lo = lo, mine_hi = hi;
 #pragma unroll
       for (int d = 1; d < 32; d *= 2) {
-        const uint32_t a = __shfl_up_sync(0xFFFFFFFFu, lo, d), b = __shfl_up_sync(0xFFFFFFFFu, hi, d);
+        const uint32_t a = __shfl_up_sync(0xFFFFFFFFu, lo, d),
+                       b = __shfl_up_sync(0xFFFFFFFFu, hi, d);
         if (lane >= d) lo += a, hi += b;
       }
-      const uint32_t total_lo = __shfl_sync(0xFFFFFFFFu, lo, 31), total_hi = __shfl_sync(0xFFFFFFFFu, hi, 31);
+      const uint32_t total_lo = __shfl_sync(0xFFFFFFFFu, lo, 31),
+                     total_hi = __shfl_sync(0xFFFFFFFFu, hi, 31);
       lo -= mine_lo, hi -= mine_hi;
       __syncthreads();
       if (lane == 0) {
@@ -218,7 +225,8 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
         if (((i < 4 ? mine_lo : mine_hi) >> 8 * (i % 4) & 255) != 0) {
 #pragma unroll
           for (int c = 0; c < 4; ++c)
-            if (v[4 * i + c] >= threshold) picks[at++] = begin + warp * 1024 + i * 128 + lane * 4 + c;
+            if (v[4 * i + c] >= threshold)
+              picks[at++] = begin + warp * 1024 + i * 128 + lane * 4 + c;
         }
       }
     } else {
@@ -261,7 +269,8 @@ __global__ void __launch_bounds__(kThreads, kOneBlock ? 2 : 1) topk_kernel(const
         for (int c = 0; c < 4; ++c) {
           const bool is_up = k[c] > threshold, is_eq = k[c] == threshold;
           if (is_up || (is_eq && eq_before < wanted))
-            picks[up_before + min(eq_before, wanted)] = begin + warp * 1024 + i * 128 + lane * 4 + c;
+            picks[up_before + min(eq_before, wanted)] =
+                begin + warp * 1024 + i * 128 + lane * 4 + c;
           up_before += is_up;
           eq_before += is_eq;
         }
@@ -283,8 +292,10 @@ cudaError_t topk_sm90(const TopkSm90& p, cudaStream_t stream) {
   if (p.T <= 0 || p.num_scores < 0 || p.k <= 0 || p.k > 2048 || p.scores_ld % 4 != 0 ||
       p.scores_ld < p.num_scores)
     return cudaErrorInvalidValue;
-  if (p.num_scores <= kPerCta) topk_kernel<true><<<p.T, kThreads, 0, stream>>>(p);
-  else topk_kernel<false><<<p.T, kThreads, 0, stream>>>(p);
+  if (p.num_scores <= kPerCta)
+    topk_kernel<true><<<p.T, kThreads, 0, stream>>>(p);
+  else
+    topk_kernel<false><<<p.T, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -1,8 +1,7 @@
-#include "fathom/kernels/linear/gemm_sm90.h"
-
 #include <algorithm>
 
 #include "fathom/kernels/linear/gemm_sm90.cuh"
+#include "fathom/kernels/linear/gemm_sm90.h"
 #include "fathom/kernels/sm90/tensor_map.h"
 
 namespace fathom::sm90 {
@@ -12,11 +11,10 @@ template <class C>
 cudaError_t launch(const GemmSm90& p, cudaStream_t stream) {
   CUtensorMap map_a, map_w;
   const int elem = C::kFp8 ? 1 : 2;
-  const int box_a = C::kShare == Share::kRows ? C::BM / 2 : C::BM;
-  const int box_w = C::kShare == Share::kWeights ? C::BN / 2 : C::BN;
-  cudaError_t err = make_tensor_map_2d(&map_a, p.a, p.M, p.K, p.lda, elem, box_a, C::BK);
+  cudaError_t err =
+      make_tensor_map_2d(&map_a, p.a, p.M, p.K, p.lda, elem, C::BM / C::kCluster, C::BK);
   if (err != cudaSuccess) return err;
-  err = make_tensor_map_2d(&map_w, p.w, p.N * p.num_groups, p.K, p.ldw, elem, box_w, C::BK);
+  err = make_tensor_map_2d(&map_w, p.w, p.N * p.num_groups, p.K, p.ldw, elem, C::BN, C::BK);
   if (err != cudaSuccess) return err;
 
   int device = 0, num_sms = 0;
@@ -66,28 +64,25 @@ struct Variant {
   cudaError_t (*run[2])(const GemmSm90&, cudaStream_t);  // bf16, fp32 output
 };
 
-template <bool kFp8, int kWarpgroups, int kSlabs, int BN, int kStages, Share kShare, int kParts = 1>
+template <bool kFp8, int kWarpgroups, int kSlabs, int BN, int kStages, bool kPair = false,
+          int kParts = 1>
 constexpr Variant variant(const char* name) {
-  return {name, kFp8,
-          {launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, false, kParts>>,
-           launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kShare, true, kParts>>}};
+  return {name,
+          kFp8,
+          {launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kPair, kParts, false>>,
+           launch<GemmConfig<kFp8, kWarpgroups, kSlabs, BN, kStages, kPair, kParts, true>>}};
 }
 
-enum { kBf16Wide, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Tall, kFp8Broad, kFp8Three, kFp8Mid, kFp8Low, kFp8Narrow };
+enum { kBf16Wide, kBf16Mid, kBf16Low, kBf16Narrow, kFp8Tall, kFp8Mid, kFp8Low, kFp8Narrow };
 constexpr Variant kVariants[] = {
-    variant<false, 2, 1, 256, 4, Share::kNone>("bf16 128x256"),
-    variant<false, 2, 1, 128, 6, Share::kNone>("bf16 128x128"),
-    variant<false, 1, 1, 128, 8, Share::kNone>("bf16 64x128"),
-    variant<false, 1, 1, 32, 12, Share::kNone>("bf16 64x32"),
-    variant<true, 2, 2, 128, 4, Share::kRows>("fp8 256x128 pair shares rows"),
-    variant<true, 2, 1, 192, 5, Share::kNone>("fp8 128x192"),
-    variant<true, 3, 1, 128, 5, Share::kNone>("fp8 192x128"),
-    variant<true, 2, 1, 128, 6, Share::kNone, 2>("fp8 128x128 double"),
-    variant<true, 1, 1, 128, 8, Share::kNone, 2>("fp8 64x128 double"),
-    variant<true, 1, 1, 32, 12, Share::kNone, 2>("fp8 64x32 double"),
-    variant<true, 2, 1, 192, 5, Share::kRows>("fp8 128x192 pair shares rows"),
-    variant<true, 3, 1, 128, 5, Share::kRows>("fp8 192x128 pair shares rows"),
-    variant<true, 2, 1, 128, 6, Share::kRows, 2>("fp8 128x128 double pair shares rows"),
+    variant<false, 2, 1, 256, 4>("bf16 128x256"),
+    variant<false, 2, 1, 128, 6>("bf16 128x128"),
+    variant<false, 1, 1, 128, 8>("bf16 64x128"),
+    variant<false, 1, 1, 32, 12>("bf16 64x32"),
+    variant<true, 2, 2, 128, 4, true>("fp8 256x128 in pairs"),
+    variant<true, 2, 1, 128, 6, false, 2>("fp8 128x128"),
+    variant<true, 1, 1, 128, 8, false, 2>("fp8 64x128"),
+    variant<true, 1, 1, 32, 12, false, 2>("fp8 64x32"),
 };
 
 bool valid(const GemmSm90& p) {

@@ -1,6 +1,7 @@
-// The kernel behind gemm_sm90.h. One producer warpgroup fills a ring of tiles through the bulk tensor
-// copy engine, one or two consumer warpgroups multiply; CTAs walk over output tiles. Two CTAs may
-// form a cluster that shares one operand: each loads half and sends it to both.
+// The kernel behind gemm_sm90.h. One producer warpgroup fills a ring of tiles through the bulk
+// tensor copy engine, one or two consumer warpgroups multiply; CTAs walk over output tiles. Two
+// CTAs side by side may form a cluster that shares its rows: each loads half of them and sends it
+// to both.
 #pragma once
 
 #include "fathom/kernels/linear/gemm_sm90.h"
@@ -9,10 +10,8 @@
 
 namespace fathom::sm90 {
 
-enum class Share { kNone, kWeights, kRows };  // what a cluster of two CTAs has in common
-
-template <bool kFp8_, int kWarpgroups_, int kSlabs_, int BN_, int kStages_, Share kShare_, bool kOutFp32_,
-          int kParts_ = 1>
+template <bool kFp8_, int kWarpgroups_, int kSlabs_, int BN_, int kStages_, bool kPair_,
+          int kParts_, bool kOutFp32_>
 struct GemmConfig {
   static constexpr bool kFp8 = kFp8_;
   static constexpr int kWarpgroups = kWarpgroups_;  // consumers
@@ -22,8 +21,8 @@ struct GemmConfig {
   static constexpr int BN = BN_;
   static constexpr int BK = kFp8 ? 128 : 64;  // 128 bytes
   static constexpr int kStages = kStages_;
-  static constexpr Share kShare = kShare_;
-  static constexpr int kCluster = kShare == Share::kNone ? 1 : 2;
+  static constexpr bool kPair = kPair_;  // clusters of two
+  static constexpr int kCluster = kPair ? 2 : 1;
   static constexpr bool kOutFp32 = kOutFp32_;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
   static constexpr int kBytesA = BM * 128;
@@ -44,8 +43,8 @@ struct GemmArgs {
 // Output tiles of this launch, in the order in which clusters take them.
 template <class C>
 struct TileWalk {
-  static constexpr int kUnitRows = C::BM * (C::kShare == Share::kWeights ? 2 : 1);
-  static constexpr int kUnitCols = C::BN * (C::kShare == Share::kRows ? 2 : 1);
+  static constexpr int kUnitRows = C::BM;
+  static constexpr int kUnitCols = C::BN * C::kCluster;
 
   const int* first_unit;  // [num_groups + 1] in shared memory: row units before each group
   const int* begin;       // [num_groups + 1] rows before each group
@@ -59,7 +58,10 @@ struct TileWalk {
     int lo = 0, hi = num_groups;
     while (hi - lo > 1) {
       const int mid = (lo + hi) / 2;
-      if (first_unit[mid] * col_units <= index) lo = mid; else hi = mid;
+      if (first_unit[mid] * col_units <= index)
+        lo = mid;
+      else
+        hi = mid;
     }
     const int units = first_unit[lo + 1] - first_unit[lo];
     const int local = index - first_unit[lo] * col_units;
@@ -70,9 +72,9 @@ struct TileWalk {
     const int col_unit = in_band / height;
     Tile t;
     t.group = lo;
-    t.row = begin[lo] + unit * kUnitRows + (C::kShare == Share::kWeights ? rank * C::BM : 0);
+    t.row = begin[lo] + unit * kUnitRows;
     t.row_end = begin[lo + 1];
-    t.col = col_unit * kUnitCols + (C::kShare == Share::kRows ? rank * C::BN : 0);
+    t.col = col_unit * kUnitCols + rank * C::BN;
     return t;
   }
 };
@@ -147,7 +149,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       first_unit[1] = (args.M + Walk::kUnitRows - 1) / Walk::kUnitRows;
     }
   } else {
-    for (int g = threadIdx.x; g <= args.num_groups; g += C::kThreads) begin[g] = args.group_begin[g];
+    for (int g = threadIdx.x; g <= args.num_groups; g += C::kThreads)
+      begin[g] = args.group_begin[g];
     __syncthreads();
     if (threadIdx.x < 32) {  // running sum of row units, 32 groups at a time
       int before = 0;
@@ -182,7 +185,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
   if (warpgroup == 0) {
     // ---- producer -------------------------------------------------------------------------------
-    if constexpr (C::kWarpgroups >= 2) regs_dec<C::kWarpgroups == 2 ? 40 : 32>();
+    if constexpr (C::kWarpgroups == 2) regs_dec<40>();
     if (threadIdx.x == 0) {
       int stage = 0;
       uint32_t phase = 0;
@@ -194,25 +197,20 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           const uint32_t bar = full + 8 * stage;
           mbar_wait(empty + 8 * stage, phase ^ 1);
           mbar_expect_tx(bar, C::kBytesA + C::kBytesB);
-          if constexpr (C::kShare == Share::kRows) {
+          if constexpr (C::kPair) {
             tma_load_2d_multicast(a + rank * (C::kBytesA / 2), &map_a, bar, kb * C::BK,
                                   t.row + rank * (C::BM / 2), 3);
           } else {
             tma_load_2d(a, &map_a, bar, kb * C::BK, t.row);
           }
-          if constexpr (C::kShare == Share::kWeights) {
-            tma_load_2d_multicast(b + rank * (C::kBytesB / 2), &map_w, bar, kb * C::BK,
-                                  wrow + rank * (C::BN / 2), 3);
-          } else {
-            tma_load_2d(b, &map_w, bar, kb * C::BK, wrow);
-          }
+          tma_load_2d(b, &map_w, bar, kb * C::BK, wrow);
           if (++stage == C::kStages) stage = 0, phase ^= 1;
         }
       }
     }
   } else {
     // ---- consumers ------------------------------------------------------------------------------
-    if constexpr (C::kWarpgroups >= 2) regs_inc<C::kWarpgroups == 2 ? 232 : 160>();
+    if constexpr (C::kWarpgroups == 2) regs_inc<232>();
     const int wg = warpgroup - 1;
     const int warp = (threadIdx.x / 32) % 4, lane = threadIdx.x % 32;
     const bool elected = threadIdx.x % 128 < C::kCluster;
@@ -220,8 +218,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     uint32_t phase = 0;
     auto release = [&](int s) {
       if (elected) {
-        if constexpr (C::kCluster > 1) mbar_arrive_cluster(empty + 8 * s, threadIdx.x % 128);
-        else mbar_arrive(empty + 8 * s);
+        if constexpr (C::kCluster > 1)
+          mbar_arrive_cluster(empty + 8 * s, threadIdx.x % 128);
+        else
+          mbar_arrive(empty + 8 * s);
       }
     };
     auto wait_full = [&](int s, uint32_t ph) { mbar_wait(full + 8 * s, ph); };
@@ -254,10 +254,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         keep(acc[0]);
         release(before);
       } else {
-        // Tiles of up to 128 columns lie inside one block of the weight; of 192, 64 columns do.
-        constexpr int kScales = C::BN > 128 ? C::BN / 64 : 1;
+        static_assert(C::BN <= 128 &&
+                      128 % C::BN == 0);  // a tile lies inside one block of the weight
+        const float* w_scale =
+            args.w_scale + (int64_t{t.group} * args.N + min(t.col, args.N - 1)) / 128 * num_k;
         // Scales are loaded one block ahead: their latency is that of a whole product.
-        float next_row[C::kSlabs][2], next_col[kScales];
+        float next_row[C::kSlabs][2], next_col;
         auto load_scales = [&](int kb) {
 #pragma unroll
           for (int s = 0; s < C::kSlabs; ++s) {
@@ -265,13 +267,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
             next_row[s][0] = __ldg(args.a_scale + kb * args.a_scale_ld + min(row, args.M - 1));
             next_row[s][1] = __ldg(args.a_scale + kb * args.a_scale_ld + min(row + 8, args.M - 1));
           }
-#pragma unroll
-          for (int c = 0; c < kScales; ++c) {
-            const int64_t col = int64_t{t.group} * args.N + min(t.col + 64 * c, args.N - 1);
-            next_col[c] = __ldg(args.w_scale + col / 128 * num_k + kb);
-          }
+          next_col = __ldg(w_scale + kb);
         };
-        auto issue = [&](float (&d)[C::BN / 2], int slab) {
+        auto issue = [&](float(&d)[C::BN / 2], int slab) {
           const uint32_t tile = smem + stage * (C::kBytesA + C::kBytesB);
           const uint64_t da = desc_swizzle128(tile + (wg * C::kSlabs + slab) * 64 * 128, 16, 1024);
           const uint64_t db = desc_swizzle128(tile + C::kBytesA, 16, 1024);
@@ -280,12 +278,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           for (int k = 0; k < 4; ++k) wgmma_e4m3_ss(d, da + 2 * k, db + 2 * k, k != 0);
           wgmma_commit();
         };
-        auto promote = [&](float (&sum)[C::BN / 2], const float (&d)[C::BN / 2], const float (&row)[2],
-                           const float (&col)[kScales]) {
+        auto promote = [&](float(&sum)[C::BN / 2], const float(&d)[C::BN / 2], const float(&row)[2],
+                           float col) {
+          const float s0 = row[0] * col, s1 = row[1] * col;
 #pragma unroll
           for (int i = 0; i < C::BN / 8; ++i) {
-            const float s0 = row[0] * col[kScales > 1 ? i / 8 : 0];
-            const float s1 = row[1] * col[kScales > 1 ? i / 8 : 0];
             sum[4 * i] = fmaf(d[4 * i], s0, sum[4 * i]);
             sum[4 * i + 1] = fmaf(d[4 * i + 1], s0, sum[4 * i + 1]);
             sum[4 * i + 2] = fmaf(d[4 * i + 2], s1, sum[4 * i + 2]);
@@ -299,13 +296,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         for (int s = 0; s < C::kSlabs; ++s)
 #pragma unroll
           for (int i = 0; i < C::BN / 2; ++i) acc[s][i] = 0;
-        float row_scale[C::kSlabs][2], col_scale[kScales];
+        float row_scale[C::kSlabs][2], col_scale;
         auto take_scales = [&](int next_kb) {
 #pragma unroll
           for (int s = 0; s < C::kSlabs; ++s)
             row_scale[s][0] = next_row[s][0], row_scale[s][1] = next_row[s][1];
-#pragma unroll
-          for (int c = 0; c < kScales; ++c) col_scale[c] = next_col[c];
+          col_scale = next_col;
           load_scales(min(next_kb, num_k - 1));
         };
         auto next_stage = [&] {
@@ -331,11 +327,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           static_assert(C::kSlabs == 1);
           float part0[C::BN / 2], part1[C::BN / 2];
           int before = stage;
-          auto start = [&](float (&part)[C::BN / 2]) {
+          auto start = [&](float(&part)[C::BN / 2]) {
             wait_full(stage, phase);
             issue(part, 0);
           };
-          auto finish = [&](float (&part)[C::BN / 2], int kb) {
+          auto finish = [&](float(&part)[C::BN / 2], int kb) {
             keep(part);
             release(before);
             before = stage;
@@ -370,7 +366,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         }
       }
 #pragma unroll
-      for (int s = 0; s < C::kSlabs; ++s) store_rows<C>(args, acc[s], row0 + 64 * s, t.row_end, t.col);
+      for (int s = 0; s < C::kSlabs; ++s)
+        store_rows<C>(args, acc[s], row0 + 64 * s, t.row_end, t.col);
     }
   }
   // No CTA may leave while the other can still arrive on its barriers or write into its tiles.

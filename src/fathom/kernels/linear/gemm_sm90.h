@@ -1,11 +1,11 @@
-// Products with a weight on Hopper: d[m, n] = sum_k a[m, k] * w[n, k], one matrix or one per group of
-// rows, in BF16 or in FP8 blocks with scales.
+// Products with a weight on Hopper: d[m, n] = sum_k a[m, k] * w[n, k], one matrix or one per group
+// of rows, in BF16 or in FP8 blocks with scales.
 //
 // Bits: every output element is one chain over K upwards, in instructions of 16 (BF16) or 32 (FP8)
 // along K on one fp32 accumulator. FP8: one such chain from 0 per block of 128, its sum times both
-// scales added to the fp32 result by one fma, blocks upwards. Tiles, clusters and the number of rows
-// change nothing: row t has the same bits alone and among thousands, dense and grouped, in every
-// variant (tested).
+// scales added to the fp32 result by one fma, blocks upwards. Tiles, clusters and the number of
+// rows change nothing: row t has the same bits alone and among thousands, dense and grouped, in
+// every variant (tested).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,11 +15,11 @@
 namespace fathom::sm90 {
 
 struct GemmSm90 {
-  const void* a;         // [M, K] bf16, or e4m3 when a_scale is set; on 16 bytes
-  const void* w;         // [num_groups * N, K] likewise
-  void* d;               // [M, N] bf16, or fp32 when out_fp32
-  int64_t M, N, K;       // K: a multiple of 8 (bf16) or 128 (FP8); N: of 8 (bf16) or 128 (FP8)
-  int64_t lda, ldw, ldd; // row distances in elements; lda and ldw * element size multiples of 16
+  const void* a;          // [M, K] bf16, or e4m3 when a_scale is set; on 16 bytes
+  const void* w;          // [num_groups * N, K] likewise
+  void* d;                // [M, N] bf16, or fp32 when out_fp32
+  int64_t M, N, K;        // K: a multiple of 8 (bf16) or 128 (FP8); N: of 8 (bf16) or 128 (FP8)
+  int64_t lda, ldw, ldd;  // row distances in elements; lda and ldw * element size multiples of 16
   bool out_fp32 = false;
   const float* a_scale = nullptr;  // [K / 128, a_scale_ld]: scale of (block of K, row)
   int64_t a_scale_ld = 0;          // at least M

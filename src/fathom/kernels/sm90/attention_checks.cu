@@ -17,7 +17,9 @@ constexpr int kDim = 512;
 __global__ void attention_ref(SparseAttentionSm90 p, double* out, double* lse) {
   extern __shared__ double s[];
   const int t = blockIdx.x, h = blockIdx.y;
-  const int picks = p.picks == nullptr ? 0 : p.num_picks == nullptr ? p.picks_stride : p.num_picks[t];
+  const int picks = p.picks == nullptr       ? 0
+                    : p.num_picks == nullptr ? p.picks_stride
+                                             : p.num_picks[t];
   const int n = p.window_keys + picks;
   const bf16* q = p.q + (int64_t{t} * p.H + h) * kDim;
   auto key = [&](int j) -> const bf16* {
@@ -31,7 +33,8 @@ __global__ void attention_ref(SparseAttentionSm90 p, double* out, double* lse) {
     const bf16* k = key(j);
     double dot = 0;
     if (k != nullptr)
-      for (int d = 0; d < kDim; ++d) dot += double(__bfloat162float(q[d])) * double(__bfloat162float(k[d]));
+      for (int d = 0; d < kDim; ++d)
+        dot += double(__bfloat162float(q[d])) * double(__bfloat162float(k[d]));
     s[j] = k == nullptr ? -INFINITY : dot * double(p.scale);
   }
   __syncthreads();
@@ -49,7 +52,8 @@ __global__ void attention_ref(SparseAttentionSm90 p, double* out, double* lse) {
 }
 
 // Random FP8 pages, and the BF16 rows that they decode to.
-__global__ void make_pages(uint8_t* pages, int64_t page_bytes, int log2_page, bf16* rows, int n, uint64_t seed) {
+__global__ void make_pages(uint8_t* pages, int64_t page_bytes, int log2_page, bf16* rows, int n,
+                           uint64_t seed) {
   const int row = blockIdx.x;
   if (row >= n) return;
   const int entries = 1 << log2_page, in_page = row & (entries - 1);
@@ -106,24 +110,40 @@ struct Case {
     return v;
   }
   Case(int T_, int H_, int window_, int picks_, int entries_, bool ragged)
-      : T(T_), H(H_), window(window_), picks(picks_), entries(entries_), log2_page(6),
-        page_bytes((64 * 584 + 575) / 576 * 576), q(size_t(T) * H * kDim), window_kv(size_t(T) * kDim),
-        entry_kv(size_t(entries) * kDim), window_pages(size_t((T + 63) / 64) * page_bytes),
-        entry_pages(size_t((entries + 63) / 64) * page_bytes), window_host(make_window(T, window)),
-        picks_host(make_picks(T, picks, entries)), num_host(make_num(T, picks, ragged)),
-        window_rows(window_host), pick_rows(picks_host), num_picks(num_host), sink(H) {
+      : T(T_),
+        H(H_),
+        window(window_),
+        picks(picks_),
+        entries(entries_),
+        log2_page(6),
+        page_bytes((64 * 584 + 575) / 576 * 576),
+        q(size_t(T) * H * kDim),
+        window_kv(size_t(T) * kDim),
+        entry_kv(size_t(entries) * kDim),
+        window_pages(size_t((T + 63) / 64) * page_bytes),
+        entry_pages(size_t((entries + 63) / 64) * page_bytes),
+        window_host(make_window(T, window)),
+        picks_host(make_picks(T, picks, entries)),
+        num_host(make_num(T, picks, ragged)),
+        window_rows(window_host),
+        pick_rows(picks_host),
+        num_picks(num_host),
+        sink(H) {
     fill(q, 21, 1.5f);
     fill(sink, 22, 2.0f);
     make_pages<<<T, 128>>>(window_pages.get(), page_bytes, log2_page, window_kv.get(), T, 23);
-    make_pages<<<entries, 128>>>(entry_pages.get(), page_bytes, log2_page, entry_kv.get(), entries, 24);
+    make_pages<<<entries, 128>>>(entry_pages.get(), page_bytes, log2_page, entry_kv.get(), entries,
+                                 24);
     FATHOM_CUDA(cudaDeviceSynchronize());
   }
   SparseAttentionSm90 params(KvLayout layout, bf16* out, float* lse) const {
     SparseAttentionSm90 p{};
     p.q = q.get();
     p.layout = layout;
-    p.window.data = layout == KvLayout::kBf16 ? static_cast<const void*>(window_kv.get()) : window_pages.get();
-    p.entries.data = layout == KvLayout::kBf16 ? static_cast<const void*>(entry_kv.get()) : entry_pages.get();
+    p.window.data =
+        layout == KvLayout::kBf16 ? static_cast<const void*>(window_kv.get()) : window_pages.get();
+    p.entries.data =
+        layout == KvLayout::kBf16 ? static_cast<const void*>(entry_kv.get()) : entry_pages.get();
     p.window.log2_page = p.entries.log2_page = log2_page;
     p.window.page_bytes = p.entries.page_bytes = page_bytes;
     p.window_rows = window_rows.get();
@@ -141,10 +161,11 @@ void check(int T, int H, int window, int picks, int entries, bool ragged) {
   const Case c(T, H, window, picks, entries, ragged);
   const size_t n = size_t(T) * H * kDim, rows = size_t(T) * H;
   const std::string name = std::to_string(T) + " queries, " + std::to_string(H) + " heads, " +
-                           std::to_string(window) + "+" + std::to_string(picks) + (ragged ? " ragged" : "");
+                           std::to_string(window) + "+" + std::to_string(picks) +
+                           (ragged ? " ragged" : "");
   Buffer<double> ref(n), ref_lse(rows);
-  attention_ref<<<dim3(T, H), 128, (window + picks) * 8>>>(c.params(KvLayout::kBf16, nullptr, nullptr),
-                                                          ref.get(), ref_lse.get());
+  attention_ref<<<dim3(T, H), 128, (window + picks) * 8>>>(
+      c.params(KvLayout::kBf16, nullptr, nullptr), ref.get(), ref_lse.get());
   FATHOM_CUDA(cudaDeviceSynchronize());
   Buffer<bf16> first(n), out(n);
   Buffer<float> first_lse(rows), lse(rows);
@@ -165,13 +186,15 @@ void check(int T, int H, int window, int picks, int entries, bool ragged) {
           worst = std::max(worst, err), worst_lse = std::max(worst_lse, err_lse);
           expect(err < 4e-3 && err_lse < 1e-5,
                  (name + " against fp64, " + sparse_attention_sm90_variant_name(v) + ": " +
-                  std::to_string(err) + " lse " + std::to_string(err_lse)).c_str());
+                  std::to_string(err) + " lse " + std::to_string(err_lse))
+                     .c_str());
         }
         if (have_first) {
           const size_t bad = different_bits(first.get(), out.get(), n) +
                              different_bits(first_lse.get(), lse.get(), rows);
           expect(bad == 0, (name + " bits, " + sparse_attention_sm90_variant_name(v) + ": " +
-                            std::to_string(bad) + " differ").c_str());
+                            std::to_string(bad) + " differ")
+                               .c_str());
         }
         have_first = true;
         p.out = out.get(), p.lse = lse.get();
@@ -186,8 +209,11 @@ void check(int T, int H, int window, int picks, int entries, bool ragged) {
         out.poison();
         FATHOM_CUDA(sparse_attention_sm90_variant(one, v, nullptr));
         FATHOM_CUDA(cudaDeviceSynchronize());
-        const size_t bad = different_bits(first.get() + size_t(t) * H * kDim, out.get(), size_t(H) * kDim);
-        expect(bad == 0, (name + " query " + std::to_string(t) + " alone: " + std::to_string(bad) + " differ").c_str());
+        const size_t bad =
+            different_bits(first.get() + size_t(t) * H * kDim, out.get(), size_t(H) * kDim);
+        expect(bad == 0,
+               (name + " query " + std::to_string(t) + " alone: " + std::to_string(bad) + " differ")
+                   .c_str());
       }
       // The same lists padded with holes.
       const int wide = window + 64;
@@ -220,9 +246,11 @@ void speed(const char* what, int T, int H, int picks, int entries, bool all) {
       taken[layout == KvLayout::kFp8] = true;
       if (!all && !is_taken) continue;
       const double ms = time_ms([&] { FATHOM_CUDA(sparse_attention_sm90_variant(p, v, nullptr)); });
-      std::printf("attention %-10s %4d queries %3d heads 128+%-4d %c %-40s %8.1f us %6.1f TFLOP/s, floor %.1f us\n",
-                  what, T, H, picks, is_taken ? '*' : ' ', sparse_attention_sm90_variant_name(v), ms * 1e3,
-                  flops / ms * 1e-9, flops / 989e12 * 1e6);
+      std::printf(
+          "attention %-10s %4d queries %3d heads 128+%-4d %c %-40s %8.1f us %6.1f TFLOP/s, floor "
+          "%.1f us\n",
+          what, T, H, picks, is_taken ? '*' : ' ', sparse_attention_sm90_variant_name(v), ms * 1e3,
+          flops / ms * 1e-9, flops / 989e12 * 1e6);
     }
 }
 

@@ -32,14 +32,17 @@ __global__ void gemm_plain(const T* a, const T* w, const float* sa, int64_t sa_l
     Acc part = 0;
     for (int k = k0; k < min(K, k0 + 128); ++k)
       part += Acc(value(a, int64_t{m} * K + k)) * Acc(value(w, wrow * K + k));
-    const Acc scale = sa == nullptr ? Acc(1) : Acc(sa[(k0 / 128) * sa_ld + m]) * Acc(sw[wrow / 128 * (K / 128) + k0 / 128]);
+    const Acc scale = sa == nullptr ? Acc(1)
+                                    : Acc(sa[(k0 / 128) * sa_ld + m]) *
+                                          Acc(sw[wrow / 128 * (K / 128) + k0 / 128]);
     sum += part * scale;
   }
   d[int64_t{m} * N + n] = sum;
 }
 
 __global__ void fill_pow2(float* out, size_t n, uint64_t seed) {
-  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n; i += size_t{gridDim.x} * blockDim.x)
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
+       i += size_t{gridDim.x} * blockDim.x)
     out[i] = exp2f(float(int(mix(seed + i * 77) % 5) - 6));
 }
 
@@ -64,9 +67,16 @@ struct Case {
     return b;
   }
   Case(int m, int n, int k, int g = 1, bool even = false)
-      : M(m), N(n), K(k), groups(g), a(size_t(m) * k), w(size_t(g) * n * k),
-        sa(kFp8 ? size_t(k) / 128 * m : 1), sw(kFp8 ? size_t(g) * (n / 128) * (k / 128) : 1),
-        begin(ragged(m, g, even)), begin_dev(begin) {
+      : M(m),
+        N(n),
+        K(k),
+        groups(g),
+        a(size_t(m) * k),
+        w(size_t(g) * n * k),
+        sa(kFp8 ? size_t(k) / 128 * m : 1),
+        sw(kFp8 ? size_t(g) * (n / 128) * (k / 128) : 1),
+        begin(ragged(m, g, even)),
+        begin_dev(begin) {
     fill(a, 11 + m);
     fill(w, 12 + n);
     fill_pow2<<<64, 256>>>(sa.get(), sa.size(), 5);
@@ -84,14 +94,14 @@ struct Case {
   }
   void reference(double* d) const {
     gemm_plain<T, double><<<dim3((N + 127) / 128, M), 128>>>(
-        a.get(), w.get(), kFp8 ? sa.get() : nullptr, M, sw.get(), groups > 1 ? begin_dev.get() : nullptr,
-        groups, d, M, N, K);
+        a.get(), w.get(), kFp8 ? sa.get() : nullptr, M, sw.get(),
+        groups > 1 ? begin_dev.get() : nullptr, groups, d, M, N, K);
     FATHOM_CUDA(cudaDeviceSynchronize());
   }
 };
 
-// Tensor cores cut off, rather than round, the bits that fall below an accumulator, so the error grows
-// with the number of steps.
+// Tensor cores cut off, rather than round, the bits that fall below an accumulator, so the error
+// grows with the number of steps.
 template <class T>
 void check(int m, int n, int k, int g = 1) {
   const Case<T> c(m, n, k, g);
@@ -102,7 +112,8 @@ void check(int m, int n, int k, int g = 1) {
   bool have_first = false;
   double worst = 0, worst_bf16 = 0;
   const std::string name = std::string(c.kFp8 ? "fp8 " : "bf16 ") + std::to_string(m) + "x" +
-                           std::to_string(n) + "x" + std::to_string(k) + " groups " + std::to_string(g);
+                           std::to_string(n) + "x" + std::to_string(k) + " groups " +
+                           std::to_string(g);
   for (int v = 0; v < gemm_sm90_num_variants(); ++v) {
     if (!gemm_sm90_variant_fits(c.params(nullptr, true), v)) continue;
     Buffer<float>& d = have_first ? out : first;
@@ -111,10 +122,14 @@ void check(int m, int n, int k, int g = 1) {
     FATHOM_CUDA(cudaDeviceSynchronize());
     const double err = relative_error(d.get(), ref.get(), ref.size());
     worst = std::max(worst, err);
-    expect(err < (c.kFp8 ? 2e-4 : 2e-6 * std::max(1.0, k / 1024.0)), (name + " against fp64: " + gemm_sm90_variant_name(v) + " " + std::to_string(err)).c_str());
+    expect(
+        err < (c.kFp8 ? 2e-4 : 2e-6 * std::max(1.0, k / 1024.0)),
+        (name + " against fp64: " + gemm_sm90_variant_name(v) + " " + std::to_string(err)).c_str());
     if (have_first) {
       const size_t bad = different_bits(first.get(), out.get(), first.size());
-      expect(bad == 0, (name + " bits of " + gemm_sm90_variant_name(v) + ": " + std::to_string(bad) + " differ").c_str());
+      expect(bad == 0, (name + " bits of " + gemm_sm90_variant_name(v) + ": " +
+                        std::to_string(bad) + " differ")
+                           .c_str());
     }
     have_first = true;
     rounded.poison();
@@ -132,11 +147,14 @@ void check(int m, int n, int k, int g = 1) {
     p.a = c.a.get() + int64_t{r} * k;
     p.w = c.w.get() + int64_t{group} * n * k;
     p.M = 1, p.group_begin = nullptr, p.num_groups = 1;
-    if (c.kFp8) p.a_scale = c.sa.get() + r, p.w_scale = c.sw.get() + int64_t{group} * (n / 128) * (k / 128);
+    if (c.kFp8)
+      p.a_scale = c.sa.get() + r, p.w_scale = c.sw.get() + int64_t{group} * (n / 128) * (k / 128);
     FATHOM_CUDA(gemm_sm90(p, nullptr));
     FATHOM_CUDA(cudaDeviceSynchronize());
     const size_t bad = different_bits(first.get() + int64_t{r} * n, one.get(), n);
-    expect(bad == 0, (name + " row " + std::to_string(r) + " alone: " + std::to_string(bad) + " bits differ").c_str());
+    expect(bad == 0,
+           (name + " row " + std::to_string(r) + " alone: " + std::to_string(bad) + " bits differ")
+               .c_str());
   }
   std::printf("gemm %-36s error %.1e, rounded %.1e\n", name.c_str(), worst, worst_bf16);
 }
@@ -146,26 +164,35 @@ void speed(const char* what, int m, int n, int k, int g, bool all) {
   const Case<T> c(m, n, k, g, true);
   Buffer<bf16> d(size_t(m) * n);
   const double flops = 2.0 * m * n * k;
-  const double bytes = double(sizeof(T)) * (double(m) * k + double(std::min(g, m)) * n * k) + 2.0 * m * n;
+  const double bytes =
+      double(sizeof(T)) * (double(m) * k + double(std::min(g, m)) * n * k) + 2.0 * m * n;
   const double floor_us = std::max(flops / (c.kFp8 ? 1979e12 : 989e12), bytes / 3.0e12) * 1e6;
   const int chosen = gemm_sm90_choose(c.params(d.get(), false));
   for (int v = 0; v < gemm_sm90_num_variants(); ++v) {
     const GemmSm90 p = c.params(d.get(), false);
     if (!gemm_sm90_variant_fits(p, v) || (!all && v != chosen)) continue;
     const double ms = time_ms([&] { FATHOM_CUDA(gemm_sm90_variant(p, v, nullptr)); });
-    std::printf("%-22s %5dx%5dx%5d g%-3d %c %-34s %8.1f us %7.1f TFLOP/s %6.2f TB/s, floor %.1f us\n", what, m, n, k, g,
-                v == chosen ? '*' : ' ', gemm_sm90_variant_name(v), ms * 1e3, flops / ms * 1e-9,
-                bytes / ms * 1e-9, floor_us);
+    std::printf(
+        "%-22s %5dx%5dx%5d g%-3d %c %-34s %8.1f us %7.1f TFLOP/s %6.2f TB/s, floor %.1f us\n", what,
+        m, n, k, g, v == chosen ? '*' : ' ', gemm_sm90_variant_name(v), ms * 1e3, flops / ms * 1e-9,
+        bytes / ms * 1e-9, floor_us);
   }
 }
 
 }  // namespace
 
 void check_gemm() {
-  for (auto [m, n, k] : {std::array{1, 4096, 512}, {7, 512, 4096}, {64, 264, 1000}, {130, 520, 200},
-                         {300, 1024, 2048}, {513, 768, 7168}})
+  for (auto [m, n, k] : {std::array{1, 4096, 512},
+                         {7, 512, 4096},
+                         {64, 264, 1000},
+                         {130, 520, 200},
+                         {300, 1024, 2048},
+                         {513, 768, 7168}})
     check<bf16>(m, n, k);
-  for (auto [m, n, k] : {std::array{1, 2048, 512}, {7, 512, 4096}, {130, 384, 256}, {300, 1024, 2048},
+  for (auto [m, n, k] : {std::array{1, 2048, 512},
+                         {7, 512, 4096},
+                         {130, 384, 256},
+                         {300, 1024, 2048},
                          {513, 768, 7168}})
     check<e4m3>(m, n, k);
   check<bf16>(300, 512, 512, 13);

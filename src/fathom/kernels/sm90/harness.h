@@ -1,5 +1,5 @@
-// What the checks and timings of the Hopper kernels share: device buffers, random inputs, comparison,
-// timing. Used by kernels_sm90_bench alone.
+// What the checks and timings of the Hopper kernels share: device buffers, random inputs,
+// comparison, timing. Used by kernels_sm90_bench alone.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -58,12 +58,14 @@ __host__ __device__ inline uint64_t mix(uint64_t x) {
 /// About normal: sum of four uniform numbers, mean 0, variance 1.
 __host__ __device__ inline float noise(uint64_t seed, uint64_t i) {
   const uint64_t u = mix(seed * 0x2545F4914F6CDD1Dull + i);
-  const float sum = float(u & 0xFFFF) + float(u >> 16 & 0xFFFF) + float(u >> 32 & 0xFFFF) + float(u >> 48);
+  const float sum =
+      float(u & 0xFFFF) + float(u >> 16 & 0xFFFF) + float(u >> 32 & 0xFFFF) + float(u >> 48);
   return (sum / 65536.0f - 2.0f) * 1.7320508f;
 }
 template <class T>
 __global__ void fill_noise(T* out, size_t n, uint64_t seed, float scale) {
-  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n; i += size_t{gridDim.x} * blockDim.x)
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
+       i += size_t{gridDim.x} * blockDim.x)
     out[i] = T(noise(seed, i) * scale);
 }
 template <class T>
@@ -83,7 +85,8 @@ inline void expect(bool ok, const char* what) {
 template <class T>
 __global__ void error_sums(const T* got, const double* ref, size_t n, double* sums) {
   double diff = 0, norm = 0;
-  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n; i += size_t{gridDim.x} * blockDim.x) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
+       i += size_t{gridDim.x} * blockDim.x) {
     const double d = double(float(got[i])) - ref[i];
     diff += d * d;
     norm += ref[i] * ref[i];
@@ -108,7 +111,8 @@ size_t different_bits(const T* a, const T* b, size_t n) {
   const auto* p = reinterpret_cast<const uint8_t*>(x.data());
   const auto* q = reinterpret_cast<const uint8_t*>(y.data());
   size_t count = 0;
-  for (size_t i = 0; i < n; ++i) count += !std::equal(p + i * sizeof(T), p + (i + 1) * sizeof(T), q + i * sizeof(T));
+  for (size_t i = 0; i < n; ++i)
+    count += !std::equal(p + i * sizeof(T), p + (i + 1) * sizeof(T), q + i * sizeof(T));
   return count;
 }
 

@@ -39,11 +39,13 @@ void check_scores(int T, int n) {
   expect(err < 2e-6, (name + " against fp64: " + std::to_string(err)).c_str());
   for (int t : {0, T / 2, T - 1}) {
     IndexerScoresSm90 alone = p;
-    alone.q += int64_t{t} * 64 * 128, alone.weights += t * 64, alone.T = 1, alone.scores = one.get();
+    alone.q += int64_t{t} * 64 * 128, alone.weights += t * 64, alone.T = 1,
+                                                               alone.scores = one.get();
     one.poison();
     FATHOM_CUDA(indexer_scores_sm90(alone, nullptr));
     FATHOM_CUDA(cudaDeviceSynchronize());
-    expect(different_bits(scores.get() + size_t(t) * n, one.get(), n) == 0, (name + " query alone").c_str());
+    expect(different_bits(scores.get() + size_t(t) * n, one.get(), n) == 0,
+           (name + " query alone").c_str());
   }
   // Only what is visible is written.
   std::vector<int32_t> visible(T);
@@ -92,7 +94,9 @@ void check_topk(int T, int n, int k, float step) {
     order.resize(k, -1);
     ok &= std::equal(order.begin(), order.end(), &got[size_t(t) * k]);
   }
-  expect(ok, ("top " + std::to_string(k) + " of " + std::to_string(n) + " step " + std::to_string(step)).c_str());
+  expect(ok,
+         ("top " + std::to_string(k) + " of " + std::to_string(n) + " step " + std::to_string(step))
+             .c_str());
 }
 
 }  // namespace
@@ -109,7 +113,8 @@ void check_indexer() {
   }
   Buffer<float> row(std::vector<float>{1, 2, NAN, 4});
   Buffer<int32_t> picks(2), num(1), nan(std::vector<int32_t>{0});
-  FATHOM_CUDA(topk_sm90({row.get(), 4, nullptr, 1, 4, 2, picks.get(), num.get(), nan.get()}, nullptr));
+  FATHOM_CUDA(
+      topk_sm90({row.get(), 4, nullptr, 1, 4, 2, picks.get(), num.get(), nan.get()}, nullptr));
   expect(nan.host()[0] == 1, "a NaN score is told");
   std::printf("indexer picks checked\n");
 }
@@ -122,13 +127,13 @@ void time_indexer() {
   fill(q, 31), fill(keys, 32), fill(weights, 33, 0.011f), fill(scores, 34);
   const TopkSm90 top{scores.get(), n, nullptr, T, n, k, picks.get(), num.get(), nan.get()};
   double ms = time_ms([&] { FATHOM_CUDA(topk_sm90(top, nullptr)); });
-  std::printf("top-k   %d x %d of %d, normal scores      %8.1f us, floor %.1f us\n", T, k, n, ms * 1e3,
-              4.0 * T * n / 3.0e12 * 1e6);
+  std::printf("top-k   %d x %d of %d, normal scores      %8.1f us, floor %.1f us\n", T, k, n,
+              ms * 1e3, 4.0 * T * n / 3.0e12 * 1e6);
   const IndexerScoresSm90 p{q.get(), weights.get(), keys.get(), nullptr, T, n, scores.get(), n};
   ms = time_ms([&] { FATHOM_CUDA(indexer_scores_sm90(p, nullptr)); });
   const double flops = 2.0 * T * n * 64 * 128;
-  std::printf("scores  %d x %d                       %8.1f us %.1f TFLOP/s, floor %.1f us\n", T, n, ms * 1e3,
-              flops / ms * 1e-9, flops / 989e12 * 1e6);
+  std::printf("scores  %d x %d                       %8.1f us %.1f TFLOP/s, floor %.1f us\n", T, n,
+              ms * 1e3, flops / ms * 1e-9, flops / 989e12 * 1e6);
   ms = time_ms([&] { FATHOM_CUDA(topk_sm90(top, nullptr)); });
   std::printf("top-k   %d x %d of %d, indexer scores     %8.1f us\n", T, k, n, ms * 1e3);
   for (int batch : {1, 64}) {

@@ -1,6 +1,6 @@
 // kernels_sm90_bench [check] [time] [all] [gemm] [attention] [indexer]
 // Checks and times the Hopper kernels. Without a family: all of them. `all` times every variant and
-// not just the one taken. Exit status 1 when a check fails.
+// not just the one taken. Exit status 1 when a check fails, 77 without a Hopper device.
 #include <cstdio>
 #include <set>
 #include <string>
@@ -14,7 +14,10 @@ int main(int argc, char** argv) {
   auto has = [&](const char* a) { return args.count(a) > 0; };
   const bool every = !has("gemm") && !has("attention") && !has("indexer");
   cudaDeviceProp prop{};
-  FATHOM_CUDA(cudaGetDeviceProperties(&prop, 0));
+  if (cudaGetDeviceProperties(&prop, 0) != cudaSuccess || prop.major != 9) {
+    std::printf("no Hopper device\n");
+    return 77;
+  }
   std::printf("%s, %d multiprocessors\n", prop.name, prop.multiProcessorCount);
   if (has("check")) {
     if (every || has("gemm")) check_gemm();

@@ -84,8 +84,8 @@ __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
 __device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, uint32_t bytes,
                                           uint32_t bar) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          dst),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(dst),
       "l"(src), "r"(bytes), "r"(bar)
       : "memory");
 }
@@ -95,7 +95,8 @@ __device__ __forceinline__ void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- clusters, warps -----------------------------------------------------------------------------
+// ---- clusters, warps
+// -----------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t r;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
@@ -140,8 +141,8 @@ __device__ __forceinline__ void keep(float (&d)[n]) {
 }
 
 /// Operand in shared memory with rows of 128 bytes whose 16-byte chunks are swizzled (chunk ^ row %
-/// 8), 8 rows = 1,024 bytes. K contiguous: `sbo` is the distance of 8-row groups, `lbo` unused. M or
-/// N contiguous: `lbo` is the distance of blocks of 64 elements, `sbo` of groups of 8 along K.
+/// 8), 8 rows = 1,024 bytes. K contiguous: `sbo` is the distance of 8-row groups, `lbo` unused. M
+/// or N contiguous: `lbo` is the distance of blocks of 64 elements, `sbo` of groups of 8 along K.
 __device__ __forceinline__ uint64_t desc_swizzle128(uint32_t addr, uint32_t lbo, uint32_t sbo) {
   return (uint64_t{1} << 62) | (uint64_t{sbo >> 4} << 32) | (uint64_t{lbo >> 4} << 16) |
          ((addr >> 4) & 0x3FFF);

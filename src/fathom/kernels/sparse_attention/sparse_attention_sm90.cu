@@ -1,10 +1,9 @@
-#include "fathom/kernels/sparse_attention/sparse_attention_sm90.h"
-
 #include <algorithm>
 
 #include "fathom/kernels/sm90/ptx.h"
 #include "fathom/kernels/sm90/tensor_map.h"
 #include "fathom/kernels/sm90/wgmma.h"
+#include "fathom/kernels/sparse_attention/sparse_attention_sm90.h"
 
 namespace fathom::sm90 {
 namespace {
@@ -13,18 +12,21 @@ namespace {
 //   0 gathers keys into a ring of tiles of 64 keys (and decodes FP8);
 //   1 multiplies queries and keys, and turns scores into P;
 //   2, 3 multiply P with the left and right 256 channels of the keys, and hold that result.
-// Barriers carry tiles from one to the next; the two products of different tiles overlap. What bounds
-// it is the bandwidth of shared memory, so most of the queries are in registers (README).
+// Barriers carry tiles from one to the next; the two products of different tiles overlap. What
+// bounds it is the bandwidth of shared memory, so most of the queries are in registers (README).
 constexpr int kDim = 512;
 constexpr int kTile = 64;
 constexpr float kRescaleAbove = 8.0f;  // log2: p stays below 2^8, exact enough in BF16 and fp32
 
-template <int kQReg_, int kStages_, bool kFp8_, bool kPvLater_>
+template <int kQReg_, int kStages_, bool kFp8_>
 struct AttentionConfig {
   static constexpr int kQReg = kQReg_;  // how many blocks of 64 query channels are in registers
   static constexpr int kStages = kStages_;
   static constexpr bool kFp8 = kFp8_;
-  static constexpr bool kPvLater = kPvLater_;  // P times keys waits for the next tile's first product
+  // P times keys waits for the next tile's first product: side by side both would take twice as
+  // long, and nothing would be left to do beside the exponentials. Not where the producer is the
+  // slowest.
+  static constexpr bool kPvLater = !kFp8;
   static constexpr int kThreads = 512;
   static constexpr int kQBlocks = 8 - kQReg;
   static constexpr int kRows = kStages * kTile;
@@ -32,8 +34,8 @@ struct AttentionConfig {
   static constexpr int kBytesQ = kQBlocks * 8192;
   static constexpr int kBytesK = 8 * kBlockBytes;
   static constexpr int kBytesP = 64 * kTile * 2;
-  // Registers a thread of each role. What the roles take together must fit into what the kernel gets
-  // at its start, or the warpgroups that ask for more wait for ever.
+  // Registers a thread of each role. What the roles take together must fit into what the kernel
+  // gets at its start, or the warpgroups that ask for more wait for ever.
   static constexpr int kOutputRegs = 160;
   static constexpr int kProducerRegs = kFp8 ? 80 : 32;
   static constexpr int kScoreRegs = 512 - 2 * kOutputRegs - kProducerRegs;
@@ -80,7 +82,8 @@ __device__ __forceinline__ int list_row(const Args& a, int t, int picks, int j, 
 // into a bf16 are its value times 2^-120; both products are exact.
 __device__ __forceinline__ uint32_t decode_pair(uint32_t codes, __nv_bfloat162 scale) {
   const uint32_t bits = (codes & 0x80008000u) | ((codes & 0x7F007F00u) >> 4);
-  const __nv_bfloat162 two120 = __halves2bfloat162(__ushort_as_bfloat16(0x7B80), __ushort_as_bfloat16(0x7B80));
+  const __nv_bfloat162 two120 =
+      __halves2bfloat162(__ushort_as_bfloat16(0x7B80), __ushort_as_bfloat16(0x7B80));
   __nv_bfloat162 v = *reinterpret_cast<const __nv_bfloat162*>(&bits);
   v = __hmul2(__hmul2(v, two120), scale);
   return *reinterpret_cast<const uint32_t*>(&v);
@@ -88,7 +91,8 @@ __device__ __forceinline__ uint32_t decode_pair(uint32_t codes, __nv_bfloat162 s
 
 template <class C>
 __device__ __forceinline__ void produce_bf16(const Args& a, Shared<C>& shared) {
-  const uint32_t ring = smem_u32(shared.keys), full = smem_u32(shared.full), empty = smem_u32(shared.empty);
+  const uint32_t ring = smem_u32(shared.keys), full = smem_u32(shared.full),
+                 empty = smem_u32(shared.empty);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int slot = 0, next = -1;
   uint32_t phase = 0;
@@ -97,16 +101,20 @@ __device__ __forceinline__ void produce_bf16(const Args& a, Shared<C>& shared) {
     const int picks = picks_of(a, t), tiles = tiles_of(a, t);
     if (item + gridDim.x < a.num_items && threadIdx.x == 0)
       prefetch_l2(a.p.q + int64_t{item + static_cast<int>(gridDim.x)} * 64 * kDim, 64 * kDim * 2);
-    if (item == static_cast<int>(blockIdx.x) && lane < 16) next = list_row(a, t, picks, 0, warp * 16 + lane);
+    if (item == static_cast<int>(blockIdx.x) && lane < 16)
+      next = list_row(a, t, picks, 0, warp * 16 + lane);
     for (int j = 0; j < tiles; ++j) {
       const int mine = next;
-      if (lane < 16) {  // one tile ahead, also into the next item, whose list starts with the window
-        if (j + 1 < tiles) next = list_row(a, t, picks, j + 1, warp * 16 + lane);
+      if (lane <
+          16) {  // one tile ahead, also into the next item, whose list starts with the window
+        if (j + 1 < tiles)
+          next = list_row(a, t, picks, j + 1, warp * 16 + lane);
         else if (item + gridDim.x < a.num_items)
           next = list_row(a, (item + gridDim.x) / a.head_blocks, 0, 0, warp * 16 + lane);
       }
       const char* base =
-          static_cast<const char*>(j < a.window_tiles ? a.p.window.data : a.p.entries.data) + lane * 16;
+          static_cast<const char*>(j < a.window_tiles ? a.p.window.data : a.p.entries.data) +
+          lane * 16;
       const uint32_t tile = ring + (lane / 8) * C::kBlockBytes + (slot * kTile + warp * 16) * 128;
       mbar_wait(empty + 8 * slot, phase ^ 1);
 #pragma unroll
@@ -118,7 +126,8 @@ __device__ __forceinline__ void produce_bf16(const Args& a, Shared<C>& shared) {
         cp_async_16(dst + 4 * C::kBlockBytes, src + 512, row >= 0);
       }
       const uint32_t valid = __ballot_sync(0xFFFFFFFFu, mine >= 0);
-      if (lane == 0) reinterpret_cast<uint16_t*>(shared.holes[slot])[warp] = static_cast<uint16_t>(valid);
+      if (lane == 0)
+        reinterpret_cast<uint16_t*>(shared.holes[slot])[warp] = static_cast<uint16_t>(valid);
       mbar_arrive_cp_async(full + 8 * slot);
       if (lane == 0) mbar_arrive(full + 8 * slot);
       if (++slot == C::kStages) slot = 0, phase ^= 1;
@@ -128,8 +137,10 @@ __device__ __forceinline__ void produce_bf16(const Args& a, Shared<C>& shared) {
 
 template <class C>
 __device__ __forceinline__ void produce_fp8(const Args& a, Shared<C>& shared) {
-  // Half a tile at a time, four threads a key. Each loads every fourth 16-byte piece, one half ahead.
-  const uint32_t ring = smem_u32(shared.keys), full = smem_u32(shared.full), empty = smem_u32(shared.empty);
+  // Half a tile at a time, four threads a key. Each loads every fourth 16-byte piece, one half
+  // ahead.
+  const uint32_t ring = smem_u32(shared.keys), full = smem_u32(shared.full),
+                 empty = smem_u32(shared.empty);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int key = lane / 4, sub = lane % 4;
   struct Raw {
@@ -150,16 +161,19 @@ __device__ __forceinline__ void produce_fp8(const Args& a, Shared<C>& shared) {
     const char* data = page + in_page * 576;
     const uint4 zero = {0, 0, 0, 0};
     raw.scales = {0, 0};
-    if (row >= 0) raw.scales = *reinterpret_cast<const uint2*>(page + page_entries * 576 + in_page * 8);
+    if (row >= 0)
+      raw.scales = *reinterpret_cast<const uint2*>(page + page_entries * 576 + in_page * 8);
 #pragma unroll
     for (int i = 0; i < 7; ++i)
       raw.codes[i] = row >= 0 ? *reinterpret_cast<const uint4*>(data + (4 * i + sub) * 16) : zero;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      raw.rotary[i] = row >= 0 ? *reinterpret_cast<const uint4*>(data + 448 + (4 * i + sub) * 16) : zero;
+      raw.rotary[i] =
+          row >= 0 ? *reinterpret_cast<const uint4*>(data + 448 + (4 * i + sub) * 16) : zero;
   };
   auto store = [](uint32_t dst, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(dst), "r"(x), "r"(y), "r"(z), "r"(w)
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(dst), "r"(x), "r"(y), "r"(z),
+                 "r"(w)
                  : "memory");
   };
   int slot = 0;
@@ -193,8 +207,8 @@ __device__ __forceinline__ void produce_fp8(const Args& a, Shared<C>& shared) {
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        store(dst + 7 * C::kBlockBytes + ((4 * i + sub) ^ key) * 16, raw.rotary[i].x, raw.rotary[i].y,
-              raw.rotary[i].z, raw.rotary[i].w);
+        store(dst + 7 * C::kBlockBytes + ((4 * i + sub) ^ key) * 16, raw.rotary[i].x,
+              raw.rotary[i].y, raw.rotary[i].z, raw.rotary[i].w);
       if (lane == 0) shared.holes[slot][half % 2 * 4 + warp] = static_cast<uint8_t>(raw.valid);
       if (half % 2 == 1) {
         fence_async();
@@ -208,8 +222,10 @@ __device__ __forceinline__ void produce_fp8(const Args& a, Shared<C>& shared) {
 
 template <int kRegs>
 __device__ __forceinline__ void set_regs() {  // from 128
-  if constexpr (kRegs > 128) regs_inc<kRegs>();
-  else if constexpr (kRegs < 128) regs_dec<kRegs>();
+  if constexpr (kRegs > 128)
+    regs_inc<kRegs>();
+  else if constexpr (kRegs < 128)
+    regs_dec<kRegs>();
 }
 
 template <class C>
@@ -219,7 +235,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t smem_raw[];
   auto& shared = *reinterpret_cast<Shared<C>*>(smem_raw);
   TileRows& rows = shared.rows;
-  const uint32_t smem_q = smem_u32(shared.q), ring = smem_u32(shared.keys), smem_p = smem_u32(shared.p);
+  const uint32_t smem_q = smem_u32(shared.q), ring = smem_u32(shared.keys),
+                 smem_p = smem_u32(shared.p);
   const uint32_t full = smem_u32(shared.full), empty = smem_u32(shared.empty);
   const uint32_t q_full = smem_u32(&shared.q_full), p_full = smem_u32(&shared.p_full);
   const uint32_t p_empty = smem_u32(&shared.p_empty);
@@ -242,8 +259,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
   if (warpgroup == 0) {
     set_regs<C::kProducerRegs>();
-    if constexpr (C::kFp8) produce_fp8<C>(args, shared);
-    else produce_bf16<C>(args, shared);
+    if constexpr (C::kFp8)
+      produce_fp8<C>(args, shared);
+    else
+      produce_bf16<C>(args, shared);
   } else if (warpgroup == 1) {
     // ---- scores -----------------------------------------------------------------------------
     set_regs<C::kScoreRegs>();
@@ -268,7 +287,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (blockIdx.x < args.num_items) load_q(blockIdx.x);
     int slot = 0;
     uint32_t phase = 0, p_phase = 0, q_phase = 0;
-    int next_tiles = blockIdx.x < args.num_items ? tiles_of(args, blockIdx.x / args.head_blocks) : 0;
+    int next_tiles =
+        blockIdx.x < args.num_items ? tiles_of(args, blockIdx.x / args.head_blocks) : 0;
     for (int item = blockIdx.x; item < args.num_items; item += gridDim.x, q_phase ^= 1) {
       const int tiles = next_tiles;
       if (item + gridDim.x < args.num_items)
@@ -287,7 +307,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         if constexpr (C::kQReg > 0) {
 #pragma unroll
           for (int k = 0; k < C::kQReg * 4; ++k)
-            wgmma_bf16_rs<0>(s, qreg[k], dk + ((k / 4) * C::kBlockBytes + (k % 4) * 32) / 16, k != 0);
+            wgmma_bf16_rs<0>(s, qreg[k], dk + ((k / 4) * C::kBlockBytes + (k % 4) * 32) / 16,
+                             k != 0);
         }
 #pragma unroll
         for (int k = 0; k < C::kQBlocks * 4; ++k)
@@ -295,8 +316,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                               dk + ((C::kQReg + k / 4) * C::kBlockBytes + (k % 4) * 32) / 16,
                               C::kQReg > 0 || k != 0);
         wgmma_commit();
-        // Only now the output groups may start with the tile before: side by side both products would
-        // take twice as long, and then nothing would be left to do beside the exponentials.
         if (C::kPvLater && j > 0) mbar_arrive(p_full);
         wgmma_wait<0>();
         keep(s);
@@ -369,12 +388,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     // ---- P times keys -------------------------------------------------------------------------
     set_regs<C::kOutputRegs>();
     const int half = warpgroup - 2;
-    // Two products of 128 channels: one of 256 would need more registers in a single instruction than
-    // the compiler grants a kernel of so many threads, whatever the warpgroup asks for later.
+    // Two products of 128 channels: one of 256 would need more registers in a single instruction
+    // than the compiler grants a kernel of so many threads, whatever the warpgroup asks for later.
     float o[2][64];
     int slot = 0;
     uint32_t p_phase = 0;
-    int next_tiles = blockIdx.x < args.num_items ? tiles_of(args, blockIdx.x / args.head_blocks) : 0;
+    int next_tiles =
+        blockIdx.x < args.num_items ? tiles_of(args, blockIdx.x / args.head_blocks) : 0;
     for (int item = blockIdx.x; item < args.num_items; item += gridDim.x) {
       const int tiles = next_tiles;
       if (item + gridDim.x < args.num_items)
@@ -395,8 +415,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
             v[3] *= a1;
           }
         }
-        const uint64_t dv = desc_swizzle128(
-            ring + half * 4 * C::kBlockBytes + slot * kTile * 128, C::kBlockBytes, 1024);
+        const uint64_t dv = desc_swizzle128(ring + half * 4 * C::kBlockBytes + slot * kTile * 128,
+                                            C::kBlockBytes, 1024);
         l0 = fmaf(l0, a0, rows.sum[row]);
         l1 = fmaf(l1, a1, rows.sum[row + 8]);
         m0 = rows.max[row];
@@ -467,7 +487,8 @@ cudaError_t launch(const SparseAttentionSm90& p, cudaStream_t stream) {
   err = cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
   if (err != cudaSuccess) return err;
   const auto kernel = sparse_attention_sm90_kernel<C>;
-  err = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<C>));
+  err =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<C>));
   if (err != cudaSuccess) return err;
   Args args{};
   args.p = p;
@@ -475,7 +496,8 @@ cudaError_t launch(const SparseAttentionSm90& p, cudaStream_t stream) {
   args.head_blocks = p.H / 64;
   args.num_items = p.T * args.head_blocks;
   args.window_tiles = p.window_keys / kTile;
-  kernel<<<std::min(args.num_items, num_sms), C::kThreads, sizeof(Shared<C>), stream>>>(map_q, args);
+  kernel<<<std::min(args.num_items, num_sms), C::kThreads, sizeof(Shared<C>), stream>>>(map_q,
+                                                                                        args);
   return cudaGetLastError();
 }
 
@@ -486,10 +508,8 @@ struct Variant {
 };
 // The first of a layout is the one taken.
 constexpr Variant kVariants[] = {
-    {"bf16, 5/8 of q in registers, 3 tiles, later", KvLayout::kBf16, launch<AttentionConfig<5, 3, false, true>>},
-    {"bf16, 5/8 of q in registers, 3 tiles, at once", KvLayout::kBf16, launch<AttentionConfig<5, 3, false, false>>},
-    {"fp8, q in shared memory, 2 tiles, at once", KvLayout::kFp8, launch<AttentionConfig<0, 2, true, false>>},
-    {"fp8, q in shared memory, 2 tiles, later", KvLayout::kFp8, launch<AttentionConfig<0, 2, true, true>>},
+    {"bf16", KvLayout::kBf16, launch<AttentionConfig<5, 3, false>>},
+    {"fp8", KvLayout::kFp8, launch<AttentionConfig<0, 2, true>>},
 };
 
 bool valid(const SparseAttentionSm90& p) {
@@ -516,7 +536,8 @@ cudaError_t sparse_attention_sm90_variant(const SparseAttentionSm90& p, int vari
 
 cudaError_t sparse_attention_sm90(const SparseAttentionSm90& p, cudaStream_t stream) {
   for (int v = 0; v < sparse_attention_sm90_num_variants(); ++v)
-    if (sparse_attention_sm90_variant_fits(p, v)) return sparse_attention_sm90_variant(p, v, stream);
+    if (sparse_attention_sm90_variant_fits(p, v))
+      return sparse_attention_sm90_variant(p, v, stream);
   return cudaErrorInvalidValue;
 }
 

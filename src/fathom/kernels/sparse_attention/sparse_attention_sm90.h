@@ -3,8 +3,8 @@
 // The list of a query is its window keys, then its picked entries, each in the order given (-1 is a
 // hole). Arithmetic of one (query, head), the same whatever else is in the launch:
 //   s_k = q . key_k, one chain over 512 in wgmma steps of 16, fp32; t_k = s_k * scale * log2(e)
-//   the list in tiles of 64: when the largest t of a tile exceeds the reference m by more than 8 (at
-//   first: always), m becomes that largest t and what was summed is multiplied by 2^(old m - m)
+//   the list in tiles of 64: when the largest t of a tile exceeds the reference m by more than 8
+//   (at first: always), m becomes that largest t and what was summed is multiplied by 2^(old m - m)
 //   p_k = 2^(t_k - m); l += sum of the tile's p_k in fp32 (four strided partial sums, a tree)
 //   acc += bf16(p_k) * key_k, wgmma steps of 16 keys upwards
 //   last the sink; o = acc / Z rounded to BF16 once; lse = natural log of Z.
