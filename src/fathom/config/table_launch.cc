@@ -36,7 +36,7 @@ void describe_places(OptionTable& table, Options& options) {
   const CommandSet pipeline = kPipeline;
   const CommandSet reads_model =
       kPipeline | set_of(Command::kSft, Command::kEval, Command::kGenerate, Command::kScore,
-                         Command::kTokenize, Command::kExportHf);
+                         Command::kTokenize, Command::kExportHf, Command::kServe);
   table.group("Model and places", pipeline);
   table
       .add("model-name", &o.model_name,

@@ -31,7 +31,8 @@ int64_t default_page_size(const ModelConfig& config) {
   for (const int64_t ratio : config.compress_ratios) {
     if (ratio > 0) multiple = std::lcm(multiple, ratio);
   }
-  return (16 + multiple - 1) / multiple * multiple;
+  const int64_t least = 16 % multiple == 0 ? 16 : 256;
+  return (least + multiple - 1) / multiple * multiple;
 }
 
 Engine::Engine(const ExecContext& ctx, const Weights& weights, const EngineOptions& options)
@@ -200,6 +201,8 @@ bool Engine::holds_no_state() const { return groups_.empty() || paused_ == Pause
 EngineCounters Engine::counters() const {
   EngineCounters counters = counters_;
   counters.num_preemptions = scheduler_.num_preemptions();
+  counters.num_preempted_prompt_tokens = scheduler_.num_preempted_prompt_tokens();
+  counters.num_preempted_answer_tokens = scheduler_.num_preempted_answer_tokens();
   counters.prefix_cache = memory_.cache().counters();
   counters.num_cached_pages = memory_.cache().num_pages();
   return counters;
