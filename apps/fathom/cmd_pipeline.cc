@@ -11,6 +11,7 @@
 #include "fathom/launch/process_place.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
+#include "hub_download.h"
 #include "name_dialect.h"
 #include "run_hints.h"
 
@@ -66,6 +67,7 @@ int run_pipeline(const config::ParsedCommand& command) {
       convert_to_torch_dist(ctx, o, process, from, to);
   };
   functions.is_one_of_several = process.size > 1;
+  functions.hub = hub_functions(o);
   functions.train = [&](const config::Options& options) { train(ctx, command, options); };
   Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();
   return 0;
