@@ -4,14 +4,17 @@ add_library(fathom_flags INTERFACE)
 target_include_directories(fathom_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 # x86-64-v3 (AVX2 and FMA) is the floor. Contraction is off everywhere: a fused multiply-add happens
 # where the source says so and nowhere else, so bits do not depend on the optimiser.
-target_compile_options(fathom_flags INTERFACE -march=x86-64-v3 -ffp-contract=off -fno-math-errno
-                       -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-                       -Wno-missing-field-initializers)
+target_compile_options(fathom_flags INTERFACE
+                       "$<$<COMPILE_LANGUAGE:CXX>:-march=x86-64-v3;-ffp-contract=off;-fno-math-errno>"
+                       "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wconversion>"
+                       "$<$<COMPILE_LANGUAGE:CXX>:-Wno-sign-conversion;-Wno-missing-field-initializers>")
+target_compile_definitions(fathom_flags INTERFACE FATHOM_WITH_CUDA=${FATHOM_WITH_CUDA})
 if(FATHOM_WERROR)
-  target_compile_options(fathom_flags INTERFACE -Werror)
+  target_compile_options(fathom_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 if(FATHOM_SANITIZE)
-  target_compile_options(fathom_flags INTERFACE -fsanitize=${FATHOM_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(fathom_flags INTERFACE
+                         "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FATHOM_SANITIZE};-fno-omit-frame-pointer>")
   target_link_options(fathom_flags INTERFACE -fsanitize=${FATHOM_SANITIZE})
 endif()
 
@@ -40,12 +43,13 @@ function(fathom_add_test)
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()
 
-# fathom_add_kernel(NAME router [EXTRA router_plan.cc] [DEPS fathom_kernel_linear])
+# fathom_add_kernel(NAME router [EXTRA router_plan.cc] [CUDA more.cu] [DEPS fathom_kernel_linear])
 # makes fathom_kernel_<NAME> from the fixed file names of a kernel folder: <n>.cc (checks, dispatch),
 # <n>_ref.cc (fp64 reference) and <n>_cpu.cc, which is compiled twice: once for AVX2 into namespace
-# fathom::avx2 and once for AVX-512 into fathom::avx512 (numerics/simd.h). Adds <n>_test and <n>_bench.
+# fathom::avx2 and once for AVX-512 into fathom::avx512 (numerics/simd.h). With CUDA, <n>_cuda.cu for
+# all of FATHOM_CUDA_ARCHS, and <n>_sm90*.cu for sm_90a alone. Adds <n>_test and <n>_bench.
 function(fathom_add_kernel)
-  cmake_parse_arguments(ARG "" "NAME" "EXTRA;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "" "NAME" "EXTRA;CUDA;DEPS" ${ARGN})
   set(n ${ARG_NAME})
   set(objects)
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${n}_cpu.cc)
@@ -65,6 +69,18 @@ function(fathom_add_kernel)
       endif()
       list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_${isa}>)
     endforeach()
+  endif()
+  if(FATHOM_WITH_CUDA)
+    if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${n}_cuda.cu)
+      fathom_cuda_objects(NAME fathom_kernel_${n}_cuda SOURCES ${n}_cuda.cu ${ARG_CUDA}
+                          ARCHS ${FATHOM_CUDA_ARCHS})
+      list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_cuda>)
+    endif()
+    file(GLOB hopper_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${n}_sm90*.cu)
+    if(hopper_sources AND "90a" IN_LIST FATHOM_CUDA_ARCHS)
+      fathom_cuda_objects(NAME fathom_kernel_${n}_sm90 SOURCES ${hopper_sources} ARCHS 90a)
+      list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_sm90>)
+    endif()
   endif()
   add_library(fathom_kernel_${n} STATIC ${n}.cc ${n}_ref.cc ${ARG_EXTRA} ${objects})
   target_link_libraries(fathom_kernel_${n} PUBLIC fathom_flags fathom_numerics ${ARG_DEPS})

@@ -45,8 +45,8 @@ std::vector<float> all_gate_biases(const Weights& weights) {
   std::vector<float> bias;
   for (const LayerWeights& layer : weights.layers) {
     if (!layer.ffn.bias) continue;
-    const float* data = layer.ffn.bias->data();
-    bias.insert(bias.end(), data, data + layer.ffn.bias->numel());
+    const Tensor values = layer.ffn.bias->compute.to_host();
+    bias.insert(bias.end(), values.f32(), values.f32() + values.numel());
   }
   return bias;
 }

@@ -45,7 +45,8 @@ Engine::Engine(const ExecContext& ctx, const ModelConfig& config, std::unique_pt
       model_(std::move(model)),
       space_(std::make_shared<StateSpace>(
           config, options.page_size == 0 ? default_page_size(config) : options.page_size,
-          /*with_mtp=*/options.num_draft_tokens > 0, options.state_bytes, model_->precision())),
+          /*with_mtp=*/options.num_draft_tokens > 0, options.state_bytes, model_->precision(),
+          ctx.device)),
       memory_(space_, empty_replay(config),
               {.use_prefix_cache = options.prefix_cache,
                .admission = options.admission,

@@ -334,7 +334,7 @@ TEST(LinearTest, GroupsAreTheirOwnProducts) {
     dw_before.push_back(pack(random_floats(N * K, -1, 1, static_cast<uint32_t>(40 + g)), layout));
   }
   for (const Floats& m : w) w_panels.push_back(m.data());
-  const GroupedLinear problem{groups, begin.data(), N, K};
+  const GroupedLinear problem{groups, begin.data(), N, K, begin.back()};
   for_each_context([&](const ExecContext& ctx, const std::string& context) {
     Floats y(at(R * N)), dx(at(R * K), 9.0f), dx_added = dx_before;
     std::vector<Floats> dw = dw_before;

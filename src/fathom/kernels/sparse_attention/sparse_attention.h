@@ -36,6 +36,7 @@ struct SparseAttentionFwd {
   const float* sink;         // [H]
   float scale;
   int64_t T, H, hd;
+  int64_t max_window, max_picks;  // no window_count, no num_picks is larger
   float* o;    // [T, H, hd], not yet rotated back
   float* lse;  // [T, H] m + log(l) with the sink inside; may be null
   bool bf16_p = false;
@@ -54,6 +55,7 @@ struct SparseAttentionBwd {
   int64_t num_window_rows;
   const int64_t* entry_begin;  // [num_segments + 1]
   int64_t num_segments;
+  int64_t num_entries;  // entry_begin[num_segments]
   float* dq;           // [T, H, hd]
   float* dwindow_kv;   // [num_window_rows, hd]
   float* dcompressed;  // [entry_begin[num_segments], hd]; may be null when there are no entries
