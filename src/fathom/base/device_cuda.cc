@@ -57,7 +57,7 @@ class CudaDevice : public Device {
     uint64_t keep_all = UINT64_MAX;
     FATHOM_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all));
     FATHOM_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    FATHOM_CUDA_CHECK(cudaMalloc(&fault_, sizeof(DeviceFault)));
+    FATHOM_CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&fault_), sizeof(DeviceFault)));
     FATHOM_CUDA_CHECK(cudaMemset(fault_, 0, sizeof(DeviceFault)));
   }
 
