@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .PHONY: help setup build demo test bench asan fmt interop-setup configure
 
 APT_PACKAGES := g++ make ccache nlohmann-json3-dev libpcre2-dev libssl-dev libgtest-dev \
-                libbenchmark-dev pkg-config python3-venv zlib1g-dev
+                libbenchmark-dev libboost1.81-dev pkg-config python3-venv zlib1g-dev
 CMAKE_VERSION := 4.1.2
 NINJA_VERSION := 1.13.0
 CLANG_FORMAT_VERSION := 14.0.6

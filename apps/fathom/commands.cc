@@ -16,6 +16,7 @@ RunCommand find_run_command(config::Command command) {
       {config::Command::kExportHf, run_export_hf},
       {config::Command::kGenerate, run_generate},
       {config::Command::kScore, run_score},
+      {config::Command::kServe, run_serve},
       {config::Command::kSft, run_sft},
       {config::Command::kTokenize, run_tokenize},
       {config::Command::kInspect, run_inspect},

@@ -17,6 +17,7 @@ int run_generate(const config::ParsedCommand& command);
 int run_inspect(const config::ParsedCommand& command);
 int run_pipeline(const config::ParsedCommand& command);  // full-train and its stages
 int run_score(const config::ParsedCommand& command);
+int run_serve(const config::ParsedCommand& command);
 int run_sft(const config::ParsedCommand& command);
 int run_tokenize(const config::ParsedCommand& command);
 

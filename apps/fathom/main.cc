@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "fathom/base/error.h"
 #include "fathom/base/log.h"
+#include "fathom/base/process_memory.h"
 #include "fathom/config/words.h"
 
 namespace fathom {
@@ -76,6 +77,7 @@ int report(int code, const char* message) {
 }  // namespace fathom
 
 int main(int argc, char** argv) {
+  fathom::keep_freed_memory();
   using namespace fathom;
   try {
     const int code = run({argv + 1, argv + argc});

@@ -15,6 +15,7 @@ const std::vector<CommandInfo>& all_commands() {
       {Command::kSft, "sft", "supervised training with the same trainer"},
       {Command::kEval, "eval", "accuracy of a checkpoint on a set of prompts"},
       {Command::kGenerate, "generate", "answers of a checkpoint to prompts of a file"},
+      {Command::kServe, "serve", "an HTTP server: SGLang's and OpenAI's interfaces; or a router"},
       {Command::kScore, "score", "log-probs, logits and gradients of given tokens"},
       {Command::kTokenize, "tokenize", "text to token ids and back"},
       {Command::kExportHf, "export-hf", "training checkpoint to Hugging Face safetensors"},
@@ -37,7 +38,6 @@ const std::string& command_name(Command command) {
 
 const std::vector<UnbuiltCommand>& unbuilt_commands() {
   static const std::vector<UnbuiltCommand> commands = {
-      {"serve", "The HTTP server is not built yet; `fathom generate` answers prompts of a file."},
       {"bench", "The speed benchmarks are not a subcommand yet; `make bench` runs them."},
       {"plan", "The memory and time model is not built yet."},
       {"prepare-mxfp8",

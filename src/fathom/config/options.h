@@ -30,10 +30,12 @@ enum class LrDecay { kConstant, kLinear, kCosine };
 enum class QkvFormat { kThd, kBshd };
 enum class ExportDtype { kBf16, kFp8 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
+enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
 
-/// What the program runs on. Changes no bits of any result.
+/// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
+  DeviceKind device = DeviceKind::kCpu;
   std::optional<int64_t> threads;              // unset: one per core this process may use
   CpuKernels cpu_kernels = CpuKernels::kAuto;  // kAuto: the widest the CPU has
   std::optional<Precision> precision;          // unset: by device and checkpoint; see derived.h
@@ -247,6 +249,38 @@ struct SftOptions {
   bool append_eos = true;  // the end token is learned too
 };
 
+enum class ChatThinking { kThinking, kChat };
+enum class RoutingPolicy { kCacheAware, kRoundRobin, kLeastLoaded, kSticky };
+
+/// serve: the HTTP server in front of an engine, or with `router` in front of other servers.
+struct ServeOptions {
+  std::string host = "127.0.0.1";  // any other address needs an API key
+  int64_t port = 30000;            // 0: one that is free
+  std::optional<std::string> api_key;
+  std::optional<std::string> served_model_name;          // unset: the checkpoint directory's name
+  ChatThinking thinking_mode = ChatThinking::kThinking;  // of chats that do not say
+  std::optional<int64_t> random_seed;  // of requests without a seed; unset: another one every start
+  bool incremental_streaming_output = false;
+  int64_t max_queued_requests = 1024;
+  int64_t max_body_mb = 64;
+  int64_t max_connections = 2048;
+  int64_t http_threads = 2;
+  int64_t request_timeout = 14'400;   // seconds
+  int64_t drain_timeout = 600;        // seconds
+  int64_t health_check_timeout = 20;  // seconds
+
+  bool router = false;
+  std::vector<std::string> worker_urls;
+  std::optional<std::string> worker_api_key;
+  RoutingPolicy policy = RoutingPolicy::kCacheAware;
+  int64_t health_check_interval = 15;    // seconds
+  int64_t health_failure_threshold = 3;  // checks
+  int64_t health_success_threshold = 1;  // checks
+  int64_t retry_max_retries = 5;
+  int64_t cb_failure_threshold = 10;  // requests
+  int64_t cb_timeout = 60;            // seconds
+};
+
 /// Flags of the recipe's command line that have one possible value, or no effect, in this program;
 /// accepted so that the recipe's lines work. No component reads them.
 struct AcceptedOptions {
@@ -290,6 +324,7 @@ struct Options {
   ToolOptions tool;
   ConvertOptions convert;
   SftOptions sft;
+  ServeOptions serve;
   AcceptedOptions accepted;
   SourceOptions source;
 };

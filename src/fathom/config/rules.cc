@@ -172,6 +172,21 @@ void check_sft(const ParsedCommand& p, Complaints& out) {
     out.push_back({{"init", "tokenizer-dir"}, "--init random needs --tokenizer-dir DIR"});
 }
 
+void check_serve(const ParsedCommand& p, Complaints& out) {
+  const ServeOptions& o = p.options.serve;
+  if (!o.router && !p.options.launch.hf_checkpoint)
+    out.push_back({{"hf-checkpoint", "router"},
+                   "--hf-checkpoint is required: the directory of the checkpoint to serve; or "
+                   "--router, to forward to other servers"});
+  if (o.router && p.options.launch.hf_checkpoint)
+    out.push_back({{"hf-checkpoint", "router"},
+                   "--router serves no checkpoint of its own; leave --hf-checkpoint out"});
+  if (!o.router && !o.worker_urls.empty())
+    out.push_back({{"worker-urls"}, "--worker-urls are for --router, which is not given"});
+  if (o.api_key && o.api_key->empty())
+    out.push_back({{"api-key"}, "--api-key is empty; an empty key protects nothing"});
+}
+
 }  // namespace
 
 std::vector<Complaint> check_rules(const ParsedCommand& p) {
@@ -185,6 +200,7 @@ std::vector<Complaint> check_rules(const ParsedCommand& p) {
   if (contains(kPipeline | set_of(Command::kEval), p.command)) check_eval_pairs(p, out);
   if (contains(kTraining | set_of(Command::kSft), p.command)) check_optimizer(p, out);
   if (p.command == Command::kSft) check_sft(p, out);
+  if (p.command == Command::kServe) check_serve(p, out);
   return out;
 }
 

@@ -201,6 +201,7 @@ OptionTable::OptionTable(Options& options) {
   describe_rollout_options(*this, options);
   describe_train_options(*this, options);
   describe_tool_options(*this, options);
+  describe_serve_options(*this, options);
   describe_accepted_options(*this, options);
   describe_unbuilt_options(*this);
 }

@@ -133,6 +133,7 @@ void describe_launch_options(OptionTable& table, Options& options);    // table_
 void describe_rollout_options(OptionTable& table, Options& options);   // table_rollout.cc
 void describe_train_options(OptionTable& table, Options& options);     // table_train.cc
 void describe_tool_options(OptionTable& table, Options& options);      // table_tools.cc
+void describe_serve_options(OptionTable& table, Options& options);     // table_serve.cc
 void describe_accepted_options(OptionTable& table, Options& options);  // table_accepted.cc
 void describe_unbuilt_options(OptionTable& table);                     // table_unbuilt.cc
 

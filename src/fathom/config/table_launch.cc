@@ -21,6 +21,11 @@ void describe_runtime(OptionTable& table, Options& options) {
                                {"avx512", CpuKernels::kAvx512}},
                               "instruction set of the kernels. Results do not depend on it")
       .not_hashed();
+  table
+      .add_choice<DeviceKind>("device", &o.device,
+                              {{"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}},
+                              "where the model computes. Results do not depend on it")
+      .not_hashed();
   table.add_choice<Precision>(
       "precision", &o.precision,
       {{"fp32", Precision::kFp32},
@@ -36,7 +41,7 @@ void describe_places(OptionTable& table, Options& options) {
   const CommandSet pipeline = kPipeline;
   const CommandSet reads_model =
       kPipeline | set_of(Command::kSft, Command::kEval, Command::kGenerate, Command::kScore,
-                         Command::kTokenize, Command::kExportHf);
+                         Command::kTokenize, Command::kExportHf, Command::kServe);
   table.group("Model and places", pipeline);
   table
       .add("model-name", &o.model_name,

@@ -6,7 +6,8 @@ namespace {
 
 constexpr CommandSet kReadsPrompts = kPipeline | set_of(Command::kSft, Command::kEval);
 constexpr CommandSet kGenerates = kPipeline | set_of(Command::kEval);
-constexpr CommandSet kRunsEngine = kPipeline | set_of(Command::kEval, Command::kGenerate);
+constexpr CommandSet kRunsEngine =
+    kPipeline | set_of(Command::kEval, Command::kGenerate, Command::kServe);
 
 void describe_data(OptionTable& table, Options& options) {
   DataOptions& o = options.data;
@@ -112,7 +113,7 @@ void describe_engine(OptionTable& table, Options& options) {
   table
       .add("sglang-page-size", &o.page_size,
            "tokens that a page of state covers, a multiple of the model's compress ratios; unset: "
-           "the smallest that fits")
+           "256 or the next above, 16 where all ratios divide 16")
       .at_least(1)
       .not_hashed();
   table

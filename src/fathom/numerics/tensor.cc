@@ -1,13 +1,14 @@
 #include "fathom/numerics/tensor.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "fathom/base/error.h"
+#include "fathom/numerics/block_cache.h"
 
 namespace fathom {
 namespace {
+
+constexpr size_t kReadBeyond = 64;  // a last vector may be read past the end
 
 int64_t count_elements(const std::vector<int64_t>& shape) {
   int64_t n = 1;
@@ -25,11 +26,8 @@ Tensor Tensor::empty(std::vector<int64_t> shape, DType dtype) {
   t.numel_ = count_elements(shape);
   t.shape_ = std::move(shape);
   t.dtype_ = dtype;
-  const size_t num_bytes = (static_cast<size_t>(t.num_bytes()) + 127) / 64 * 64;
-  void* memory = std::aligned_alloc(64, num_bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  t.storage_ = std::shared_ptr<void>(memory, std::free);
-  t.data_ = memory;
+  t.storage_ = acquire_block(static_cast<size_t>(t.num_bytes()) + kReadBeyond);
+  t.data_ = t.storage_.get();
   return t;
 }
 

@@ -31,7 +31,8 @@ int64_t default_page_size(const ModelConfig& config) {
   for (const int64_t ratio : config.compress_ratios) {
     if (ratio > 0) multiple = std::lcm(multiple, ratio);
   }
-  return (16 + multiple - 1) / multiple * multiple;
+  const int64_t least = 16 % multiple == 0 ? 16 : 256;
+  return (least + multiple - 1) / multiple * multiple;
 }
 
 Engine::Engine(const ExecContext& ctx, const Weights& weights, const EngineOptions& options)

@@ -38,7 +38,7 @@ using OnToken = std::function<void(const Completion& so_far)>;
 struct EngineOptions {
   int64_t max_running_requests = 64;
   int64_t chunked_prefill_size = 2048;
-  int64_t page_size = 0;  // tokens a state page covers; 0: the smallest that fits the model, >= 16
+  int64_t page_size = 0;            // tokens a state page covers; 0: default_page_size()
   int64_t max_queued_requests = 0;  // unfinished requests beyond which submit refuses; 0: no limit
   int64_t state_bytes = 0;          // memory for states and cached prefixes; 0: no limit
   Admission admission = Admission::kEstimate;
@@ -204,7 +204,8 @@ class Engine {
   std::deque<StateBlock> page_blocks_;
 };
 
-/// The smallest multiple of every compress ratio of the model that is at least 16.
+/// A multiple of every compress ratio of the model: 256 or the next one above, 16 for small models
+/// whose ratios all divide it.
 int64_t default_page_size(const ModelConfig& config);
 
 }  // namespace fathom

@@ -324,6 +324,19 @@ TEST_F(EngineMemoryTest, ReleasedMemoryIsGoneAndComesBack) {
   for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(difference(got[i], want[i]), "");
 }
 
+TEST(DefaultPageSizeTest, IsAMultipleOfAllRatios) {
+  ModelConfig config;
+  const auto page_of = [&](std::vector<int64_t> ratios) {
+    config.compress_ratios = std::move(ratios);
+    return default_page_size(config);
+  };
+  EXPECT_EQ(page_of({0, 0, 4, 128, 4, 128}), 256);  // the release
+  EXPECT_EQ(page_of({0, 4, 16, 0}), 16);            // the tiny model
+  EXPECT_EQ(page_of({0, 4, 96}), 288);
+  EXPECT_EQ(page_of({4, 512}), 512);
+  EXPECT_EQ(page_of({0, 0}), 16);
+}
+
 TEST_F(EngineMemoryTest, DraftsNeedAModelThatMakesThem) {
   config_.num_nextn_predict_layers = 0;
   EXPECT_THROW(make({.num_draft_tokens = 2}), UserError);

@@ -293,7 +293,7 @@ TEST(CompletionTest, RenderedAnswersReadBack) {
     const std::string whole = encode_messages(json, options);
     const size_t start = whole.find('Q') + 1 + kAssistant.size() +
                          (mode == ThinkingMode::kThinking ? kThinkStart : kThinkEnd).size();
-    const Completion completion = parse_completion(whole.substr(start), mode);
+    const ParsedCompletion completion = parse_completion(whole.substr(start), mode);
     ASSERT_TRUE(completion.ok()) << completion.error;
     EXPECT_EQ(completion.reasoning_content, mode == ThinkingMode::kThinking ? "R\n\nR2" : "");
     EXPECT_EQ(completion.content, "A");
@@ -309,7 +309,7 @@ TEST(CompletionTest, RenderedAnswersReadBack) {
 
 TEST(CompletionTest, MalformedAnswersAreStatusesWithAReason) {
   const auto error = [](const std::string& text, ThinkingMode mode = ThinkingMode::kChat) {
-    const Completion completion = parse_completion(expand(text), mode);
+    const ParsedCompletion completion = parse_completion(expand(text), mode);
     EXPECT_EQ(completion.content, completion.ok() ? completion.content : "");
     return completion.error;
   };

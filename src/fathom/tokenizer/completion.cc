@@ -122,7 +122,7 @@ ToolCall read_invoke(Reader& reader) {
   return call;
 }
 
-void read(std::string_view text, ThinkingMode mode, Completion& out) {
+void read(std::string_view text, ThinkingMode mode, ParsedCompletion& out) {
   Reader reader(text);
   if (mode == ThinkingMode::kThinking) {
     const Reader::Part part = reader.until({kThinkEnd, kCallsOpen}, "</think> is missing");
@@ -154,18 +154,18 @@ void read(std::string_view text, ThinkingMode mode, Completion& out) {
 
 }  // namespace
 
-Completion parse_completion(std::string_view text, ThinkingMode mode) {
-  Completion completion;
+ParsedCompletion parse_completion(std::string_view text, ThinkingMode mode) {
+  ParsedCompletion completion;
   try {
     read(text, mode, completion);
   } catch (const Malformed& malformed) {
-    completion = Completion();
+    completion = ParsedCompletion();
     completion.error = malformed.what;
   }
   return completion;
 }
 
-Json message_of(const Completion& completion) {
+Json message_of(const ParsedCompletion& completion) {
   FATHOM_ASSERT(completion.ok(), "a malformed completion has no message");
   Json message{{"role", "assistant"},
                {"content", completion.content},

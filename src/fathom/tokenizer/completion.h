@@ -15,7 +15,7 @@ struct ToolCall {
 };
 
 /// Answers are often malformed while a model is trained, so a broken one is a value, not an error.
-struct Completion {
+struct ParsedCompletion {
   std::string error;  // empty: well formed, and the fields below are set
   std::string reasoning_content;
   std::string content;
@@ -26,9 +26,9 @@ struct Completion {
 /// @param text  what was generated after the prompt, up to and including the end token's text.
 /// In thinking mode: reasoning</think>content[tool calls]<end>; in chat mode without the first
 /// part.
-Completion parse_completion(std::string_view text, ThinkingMode mode);
+ParsedCompletion parse_completion(std::string_view text, ThinkingMode mode);
 
 /// The `assistant` message that encode_messages renders to the same text again.
-Json message_of(const Completion& completion);
+Json message_of(const ParsedCompletion& completion);
 
 }  // namespace fathom
