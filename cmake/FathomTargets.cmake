@@ -43,6 +43,23 @@ function(fathom_add_test)
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()
 
+# fathom_add_gpu_test(NAME model_bits_gpu_test SOURCES model_bits_test.cc DEPS fathom_train)
+# adds a test of the model that runs on a CUDA device (label gpu), where the build has CUDA.
+function(fathom_add_gpu_test)
+  cmake_parse_arguments(ARG "" "NAME" "SOURCES;DEPS" ${ARGN})
+  if(NOT FATHOM_WITH_CUDA OR NOT FATHOM_TESTS)
+    return()
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SOURCES} ${CMAKE_SOURCE_DIR}/tests/gpu_main.cc)
+  target_include_directories(${ARG_NAME} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} fathom_flags GTest::gtest)
+  target_compile_definitions(${ARG_NAME} PRIVATE FATHOM_TEST_CUDA=1
+                             FATHOM_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                             FATHOM_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
+  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 600 LABELS gpu SKIP_RETURN_CODE 77)
+endfunction()
+
 # fathom_add_kernel_test(NAME router_test DEPS fathom_kernel_router)
 # adds the test <NAME>.cc and, with CUDA, the same test on a device (label gpu).
 function(fathom_add_kernel_test)

@@ -50,7 +50,8 @@ Weights micro_weights(uint64_t seed, Precision precision) {
   Weights w = make_weights(micro_config());
   init_random_weights(w, seed);
   ThreadPool pool(1);
-  set_precision({&pool, CpuIsa::kAvx2}, &w, precision);
+  move_weights(base_context(&pool), &w);
+  set_precision(base_context(&pool), &w, precision);
   return w;
 }
 
@@ -81,11 +82,12 @@ class FaultyModel : public StepModel {
   Tensor step(const Batch& batch, const std::vector<int64_t>& rows) override {
     const Tensor streams = forward_layers(ctx_, w_, batch, embed(ctx_, w_, batch));
     if (rows.empty()) return Tensor();
-    const Tensor hidden = collapse(ctx_, w_, streams, rows);
-    if (batch.num_tokens() % 2 == 0) return logits(ctx_, w_, hidden);
+    const Tensor on_device = collapse(ctx_, w_, streams, rows);
+    if (batch.num_tokens() % 2 == 0) return logits(ctx_, w_, on_device);
+    const Tensor hidden = on_device.to_host();
     const int64_t D = w_.config.hidden_size;
     std::vector<float> head(static_cast<size_t>(kVocab * D));
-    unpack_panels(w_.head.data(), w_.head.panels, head.data());
+    w_.head.load_row_major(w_.head.compute, head.data());
     Tensor z = Tensor::empty({hidden.dim(0), kVocab});
     for (int64_t r = 0; r < hidden.dim(0); ++r) {
       for (int64_t v = 0; v < kVocab; ++v) {
@@ -194,7 +196,7 @@ TEST_P(ScheduleBitsTest, EveryAnswerIsThatOfTheRequestAloneAndOfTheTrainer) {
   for (int64_t seed = 0; seed < n; ++seed) {
     SCOPED_TRACE(str_cat("schedule ", seed));
     const ExecContext ctx{seed % 2 == 0 ? &one_ : &two_,
-                          seed % 3 == 0 ? CpuIsa::kAvx2 : detect_cpu_isa()};
+                          seed % 3 == 0 ? CpuIsa::kAvx2 : detect_cpu_isa(), test_device()};
     const ScheduleSubject s = subject(ctx);
     const ScheduleResult result = run_schedule(s, static_cast<uint64_t>(seed), 7);
     ASSERT_EQ(check_against_alone(s, result), "");
@@ -219,7 +221,7 @@ TEST_P(ScheduleBitsTest, EveryAnswerIsThatOfTheRequestAloneAndOfTheTrainer) {
 }
 
 TEST_P(ScheduleBitsTest, AnOrderOfSummationThatDependsOnTheBatchIsFoundOut) {
-  const ExecContext ctx{&two_, detect_cpu_isa()};
+  const ExecContext ctx{&two_, detect_cpu_isa(), test_device()};
   ScheduleSubject s = subject(ctx);
   s.can_draft = false;
   s.set_weights = nullptr;
@@ -232,7 +234,7 @@ TEST_P(ScheduleBitsTest, AnOrderOfSummationThatDependsOnTheBatchIsFoundOut) {
 
 TEST_P(ScheduleBitsTest, ARoundingThatDependsOnTheBatchIsFoundOut) {
   if (GetParam() == Precision::kFp32) GTEST_SKIP() << "fp32 rounds nothing";
-  const ExecContext ctx{&two_, detect_cpu_isa()};
+  const ExecContext ctx{&two_, detect_cpu_isa(), test_device()};
   ScheduleSubject s = subject(ctx);
   s.can_draft = false;
   s.set_weights = nullptr;

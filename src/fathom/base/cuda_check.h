@@ -5,9 +5,9 @@
 
 #include "fathom/base/error.h"
 
-#define FATHOM_CUDA_CHECK(call)                                                           \
-  do {                                                                                    \
-    const cudaError_t fathom_error = (call);                                              \
-    FATHOM_ASSERT(fathom_error == cudaSuccess, #call, ": ", cudaGetErrorName(fathom_error), \
-                  ": ", cudaGetErrorString(fathom_error));                                \
+#define FATHOM_CUDA_CHECK(call)                                                                   \
+  do {                                                                                            \
+    const cudaError_t fathom_error = (call);                                                      \
+    FATHOM_ASSERT(fathom_error == cudaSuccess, #call, ": ", cudaGetErrorName(fathom_error), ": ", \
+                  cudaGetErrorString(fathom_error));                                              \
   } while (false)

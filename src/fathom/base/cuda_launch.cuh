@@ -54,8 +54,8 @@ __device__ inline void report_fault(DeviceFault* fault, DeviceFaultKind kind, in
 }  // namespace fathom::cuda
 
 /// kernel<<<grid, block, shared>>>(...) on the device's stream, checked.
-#define FATHOM_LAUNCH(device, kernel, grid, block, shared, ...)                                 \
-  do {                                                                                          \
-    kernel<<<(grid), (block), (shared), ::fathom::cuda::stream_of(device)>>>(__VA_ARGS__);      \
-    (device).after_launch(#kernel);                                                             \
+#define FATHOM_LAUNCH(device, kernel, grid, block, shared, ...)                            \
+  do {                                                                                     \
+    kernel<<<(grid), (block), (shared), ::fathom::cuda::stream_of(device)>>>(__VA_ARGS__); \
+    (device).after_launch(#kernel);                                                        \
   } while (false)

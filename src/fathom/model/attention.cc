@@ -420,9 +420,8 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
       ctx, {.fwd = attention_params(c, w, plan, a),
             .do_ = d_o.f32(),
             .num_window_rows = plan.num_window_rows,
-            .entry_begin =
-                w.compressor ? plan.ratio_plan(w.ratio).entry_begin.data()
-                             : plan.no_entry_begin.data(),
+            .entry_begin = w.compressor ? plan.ratio_plan(w.ratio).entry_begin.data()
+                                        : plan.no_entry_begin.data(),
             .num_segments = plan.S,
             .num_entries = w.compressor ? plan.ratio_plan(w.ratio).num_entries() : 0,
             .dq = dq.f32(),

@@ -45,8 +45,7 @@ struct AttentionActivations {
 /// @param x [T, D] normed input. @return [T, D].
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& config,
                          const AttentionWeights& w, const Batch& batch, const BatchPlan& plan,
-                         const LayerId& id, const Tensor& x,
-                         AttentionActivations* acts);
+                         const LayerId& id, const Tensor& x, AttentionActivations* acts);
 
 /// Only keeps the batch's window rows in the states. @param x as in attention_forward.
 void attention_window(const ExecContext& ctx, const ModelConfig& config, const AttentionWeights& w,

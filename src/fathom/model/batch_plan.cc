@@ -93,9 +93,9 @@ BatchPlan make_batch_plan(const ExecContext& ctx, const ModelConfig& config, con
     }
   }
   if (any_plain) {
-    plan.plain_rope = make_rotary_table(
-        ctx, plan.positions,
-        {ctx, rope_frequencies(config.qk_rope_head_dim, config.rope_theta, {})});
+    plan.plain_rope =
+        make_rotary_table(ctx, plan.positions,
+                          {ctx, rope_frequencies(config.qk_rope_head_dim, config.rope_theta, {})});
   }
   if (!ratios.empty()) {
     const KernelArray<float> frequencies(

@@ -41,11 +41,11 @@ struct BatchPlan {
   KernelArray<int64_t> window_begin;  // [T]
   KernelArray<int32_t> window_count;  // [T]
   int64_t max_window = 0;
-  KernelArray<int32_t> no_entries;       // [T] zeros
-  KernelArray<int64_t> no_entry_begin;   // [S + 1] zeros
-  RotaryTable plain_rope;             // ratio-0 layers and MTP
-  RotaryTable compress_rope;          // layers with a ratio
-  std::vector<RatioPlan> ratios;      // one per ratio that occurs
+  KernelArray<int32_t> no_entries;      // [T] zeros
+  KernelArray<int64_t> no_entry_begin;  // [S + 1] zeros
+  RotaryTable plain_rope;               // ratio-0 layers and MTP
+  RotaryTable compress_rope;            // layers with a ratio
+  std::vector<RatioPlan> ratios;        // one per ratio that occurs
 
   const RatioPlan& ratio_plan(int64_t ratio) const;
   const RotaryTable& rope(int64_t ratio) const { return ratio == 0 ? plain_rope : compress_rope; }

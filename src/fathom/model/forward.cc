@@ -66,8 +66,7 @@ Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
   const HcGradBuffers grads(ctx, hc);
   hc_head_bwd(ctx, shape, hc_weights(hc), picked.f32(), dh.f32(), dpicked.f32(), grads.pointers());
   Tensor dstreams = Tensor::zeros(ctx, streams.shape());
-  add_rows(ctx, dpicked.f32(), rows.data(), rows.size(), c.hc_mult * c.hidden_size,
-           dstreams.f32());
+  add_rows(ctx, dpicked.f32(), rows.data(), rows.size(), c.hc_mult * c.hidden_size, dstreams.f32());
   return dstreams;
 }
 

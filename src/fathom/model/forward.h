@@ -62,8 +62,8 @@ Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draf
 // element one chain in packed token order, so that cutting a step into micro-batches changes no
 // bits.
 
-/// @param dlog_probs [R] and dentropy [R] or null: on the host; lse and entropy are recomputed. @return dhidden [R,
-/// D].
+/// @param dlog_probs [R] and dentropy [R] or null: on the host; lse and entropy are recomputed.
+/// @return dhidden [R, D].
 Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
                           const std::vector<int32_t>& targets, float temperature,
                           const float* dlog_probs, const float* dentropy);

@@ -35,9 +35,8 @@ void choose_experts(const ExecContext& ctx, const ModelConfig& c, const MoeWeigh
                     const Batch& batch, const BatchPlan& plan, const LayerId& id,
                     MoeActivations* a) {
   const int64_t T = plan.T, K = c.num_experts_per_tok, E = c.n_routed_experts;
-  const KernelArray<int32_t> replay(ctx, w.tid2eid
-                                             ? std::vector<int32_t>()
-                                             : replayed_routes(batch, plan, id.route_layer, K));
+  const KernelArray<int32_t> replay(
+      ctx, w.tid2eid ? std::vector<int32_t>() : replayed_routes(batch, plan, id.route_layer, K));
   a->topk_idx = Tensor::empty(ctx, {T, K}, DType::kI32);
   a->topk_weights = Tensor::empty(ctx, {T, K});
   router_fwd(ctx, {.logits = a->router_logits.f32(),
@@ -91,7 +90,8 @@ void run_routed_experts(const ExecContext& ctx, const ModelConfig& c, const MoeW
                         MoeActivations* a) {
   const int64_t D = c.hidden_size, I = c.moe_intermediate_size, E = c.n_routed_experts;
   const int64_t R = a->routed_x.dim(0);
-  const auto w1 = expert_weights(ctx, w, &ExpertWeights::w1), w3 = expert_weights(ctx, w, &ExpertWeights::w3);
+  const auto w1 = expert_weights(ctx, w, &ExpertWeights::w1),
+             w3 = expert_weights(ctx, w, &ExpertWeights::w3);
   const auto w2 = expert_weights(ctx, w, &ExpertWeights::w2);
   const ExpertWeights& any = w.experts.front();  // all have the same formats
   const Rounding& rounding = w.rounding;
@@ -150,9 +150,11 @@ Tensor moe_backward(const ExecContext& ctx, const ModelConfig& c, MoeWeights& w,
   Tensor drows = Tensor::empty(ctx, {R, D}), dweights = Tensor::empty(ctx, {T, K});
   moe_combine_bwd(ctx, T, K, D, a.routed_out.f32(), a.slot_row.i32(), a.topk_weights.f32(),
                   dout.f32(), drows.f32(), dweights.f32());
-  const auto w1 = expert_weights(ctx, w, &ExpertWeights::w1), w3 = expert_weights(ctx, w, &ExpertWeights::w3);
+  const auto w1 = expert_weights(ctx, w, &ExpertWeights::w1),
+             w3 = expert_weights(ctx, w, &ExpertWeights::w3);
   const auto w2 = expert_weights(ctx, w, &ExpertWeights::w2);
-  const auto dw1 = expert_grads(ctx, w, &ExpertWeights::w1), dw3 = expert_grads(ctx, w, &ExpertWeights::w3);
+  const auto dw1 = expert_grads(ctx, w, &ExpertWeights::w1),
+             dw3 = expert_grads(ctx, w, &ExpertWeights::w3);
   const auto dw2 = expert_grads(ctx, w, &ExpertWeights::w2);
   Tensor dhidden = Tensor::empty(ctx, {R, I}), dgate = Tensor::empty(ctx, {R, I}),
          dup = Tensor::empty(ctx, {R, I});

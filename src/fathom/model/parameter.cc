@@ -47,9 +47,8 @@ void Parameter::refresh() {
   // Kernels on the CPU would share the work out; here whole parameters are.
   const ExecContext on_device{nullptr, CpuIsa::kAvx2, device};
   if (format == OperandFormat::kFp8Blocks) {
-    with_context(name, [&] {
-      simulate_fp8_matrix(on_device, master.f32(), panels, compute.f32());
-    });
+    with_context(name,
+                 [&] { simulate_fp8_matrix(on_device, master.f32(), panels, compute.f32()); });
   } else if (device != nullptr) {
     round_bf16(on_device, master.f32(), master.numel(), compute.f32());
   } else {

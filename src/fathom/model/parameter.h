@@ -35,9 +35,9 @@ struct Parameter {
   bool has_gradient = true;    // false: indexer.*, gate.bias, tid2eid
   bool is_fp8_weight = false;  // in FP8 blocks in parity-fp8 and in FP8 checkpoints
   Precision precision = Precision::kFp32;
-  Tensor master;   // fp32, [panels.size()] or `shape`; int32 for kTable
-  Tensor compute;  // what kernels read, values of operand_format() held in fp32
-  Tensor grad;     // fp32 like master; undefined until alloc_grad()
+  Tensor master;             // fp32, [panels.size()] or `shape`; int32 for kTable
+  Tensor compute;            // what kernels read, values of operand_format() held in fp32
+  Tensor grad;               // fp32 like master; undefined until alloc_grad()
   Device* device = nullptr;  // where they lie; null: on the host
 
   int64_t numel() const;  // of `shape`, without panel padding

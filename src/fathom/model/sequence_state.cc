@@ -85,11 +85,12 @@ StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool wit
                      history.num_layers * history.layer_bytes()});
   }
   replay_kind = kinds.size();
-  kinds.push_back({"replay_rows", page_size *
-                                      (c.num_hidden_layers * c.num_experts_per_tok +
-                                       c.num_indexer_layers() * c.index_topk) *
-                                      static_cast<int64_t>(sizeof(int32_t)),
-                   /*is_on_host=*/true});
+  kinds.push_back(
+      {"replay_rows",
+       page_size *
+           (c.num_hidden_layers * c.num_experts_per_tok + c.num_indexer_layers() * c.index_topk) *
+           static_cast<int64_t>(sizeof(int32_t)),
+       /*is_on_host=*/true});
 }
 
 int64_t StateLayout::page_bytes() const { return history_bytes(page_size); }

@@ -61,10 +61,9 @@ struct StatePools::State {
       for (Pool& other : pools) {
         while (budget > 0 && kept + size > budget && !other.free.empty()) drop_free_piece(&other);
       }
-      piece = static_cast<uint8_t*>(
-          device != nullptr && !pool.kind.is_on_host
-              ? device->allocate(static_cast<size_t>(size))
-              : ::operator new[](static_cast<size_t>(size), kAlignment));
+      piece = static_cast<uint8_t*>(device != nullptr && !pool.kind.is_on_host
+                                        ? device->allocate(static_cast<size_t>(size))
+                                        : ::operator new[](static_cast<size_t>(size), kAlignment));
       kept += size;
     }
     ++pool.num_used;

@@ -16,7 +16,7 @@ using Piece = std::shared_ptr<uint8_t[]>;
 
 struct PieceKind {
   std::string name;
-  int64_t num_bytes = 0;  // of one piece
+  int64_t num_bytes = 0;    // of one piece
   bool is_on_host = false;  // whatever the device
 };
 

@@ -123,9 +123,7 @@ Tensor Tensor::rows(int64_t begin, int64_t end) const {
   return t;
 }
 
-Tensor Tensor::clone() const {
-  return copy_to(device_);
-}
+Tensor Tensor::clone() const { return copy_to(device_); }
 
 std::string Tensor::shape_string() const { return shape_to_string(shape_); }
 

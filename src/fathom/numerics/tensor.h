@@ -42,7 +42,8 @@ class Tensor {
   /// A copy in fresh memory of `device` (null: of the host).
   Tensor copy_to(Device* device) const;
 
-  /// The elements; the type must be the dtype's (checked). On a device, for kernels only. Shared with every copy of this Tensor.
+  /// The elements; the type must be the dtype's (checked). On a device, for kernels only. Shared
+  /// with every copy of this Tensor.
   float* f32() const;
   int32_t* i32() const;
   int64_t* i64() const;

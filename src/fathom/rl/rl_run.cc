@@ -92,6 +92,7 @@ RlRun::~RlRun() { log_to_file(""); }
 
 void RlRun::set_precisions() {
   const config::Derived derived = config::derive(options_);
+  move_weights(ctx_, weights_);
   set_precision(ctx_, weights_, derived.train_precision);
   if (derived.rollout_precision == derived.train_precision) return;
   rollout_weights_ = *weights_;

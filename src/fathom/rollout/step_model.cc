@@ -51,8 +51,8 @@ void WeightsModel::keep_streams(const Batch& batch, const Tensor& streams) {
       shifted.segments.push_back(s);
     }
     for (const Checkpoint& c : segment.checkpoints) {
-      copy(c.block->streams(layout).data(),
-           fresh + (c.num_tokens - 1 - segment.start_pos) * M * D, 1);
+      copy(c.block->streams(layout).data(), fresh + (c.num_tokens - 1 - segment.start_pos) * M * D,
+           1);
     }
     copy(segment.state->block().streams(layout).data(), fresh + (segment.num_tokens - 1) * M * D,
          1);
@@ -77,8 +77,7 @@ Tensor WeightsModel::draft(std::span<DraftSequence* const> sequences) {
       sequence.streams = Tensor::empty(ctx_, {1, c.hc_mult, c.hidden_size});
       copy_memory(ctx_.device, sequence.streams.bytes(), last.data(), last.size_bytes());
       const std::span<const uint8_t> window = state->layer(c.num_hidden_layers).window;
-      sequence.window =
-          Tensor::empty(ctx_, {static_cast<int64_t>(window.size())}, DType::kU8);
+      sequence.window = Tensor::empty(ctx_, {static_cast<int64_t>(window.size())}, DType::kU8);
       copy_memory(ctx_.device, sequence.window.bytes(), window.data(), window.size());
     }
     copy_memory(ctx_.device, streams.rows(s, s + 1).bytes(), sequence.streams.bytes(),

@@ -20,8 +20,8 @@ double squared_norm(const ExecContext& ctx, const NormTensor& t) {
       double sum = 0.0;
       int64_t row = b * kNormBlock / cols, col = b * kNormBlock % cols;
       for (int64_t i = b * kNormBlock; i < std::min(t.n, (b + 1) * kNormBlock); ++i) {
-        const double x = static_cast<double>(
-            t.values[t.layout != nullptr ? t.layout->index(row, col) : i]);
+        const double x =
+            static_cast<double>(t.values[t.layout != nullptr ? t.layout->index(row, col) : i]);
         sum += x * x;
         if (++col == cols) {
           col = 0;

@@ -5,8 +5,8 @@
 
 namespace fathom::cuda {
 
-void adam_update(Device& device, const AdamStep& s, int64_t n, const float* grad, float* w, float* m,
-                 float* v);
+void adam_update(Device& device, const AdamStep& s, int64_t n, const float* grad, float* w,
+                 float* m, float* v);
 std::vector<double> squared_norms(Device& device, const std::vector<NormTensor>& tensors);
 
 }  // namespace fathom::cuda

@@ -184,7 +184,8 @@ __device__ inline void normalise_bwd(bool columns, int M, const float* Y, const 
   const int outer = columns ? 1 : M, inner = columns ? M : 1;
   for (int a = 0; a < M; ++a) {
     float sum = dX[a * outer] * Y[a * outer];
-    for (int b = 1; b < M; ++b) sum = fmaf(dX[a * outer + b * inner], Y[a * outer + b * inner], sum);
+    for (int b = 1; b < M; ++b)
+      sum = fmaf(dX[a * outer + b * inner], Y[a * outer + b * inner], sum);
     const float inverse = 1.0f / den[a];
     for (int b = 0; b < M; ++b) {
       const int at = a * outer + b * inner;

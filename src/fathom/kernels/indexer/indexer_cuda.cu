@@ -25,11 +25,11 @@ __global__ void indexer_scores_kernel(const IndexerTopk p, int64_t first_query, 
   float score = 0.0f;
   for (int64_t h = 0; h < p.Hi; ++h) {
     const float* q = p.q + (t * p.Hi + h) * p.di;
-    const float dot = pages.format.kind == EntryKind::kF32
-                          ? dot_lanes(q, reinterpret_cast<const float*>(key), p.di)
-                          : dot_lanes_of([&](int64_t i) { return q[i]; },
-                                      [&](int64_t i) { return entry_channel(pages.format, key, i); },
-                                      p.di);
+    const float dot =
+        pages.format.kind == EntryKind::kF32
+            ? dot_lanes(q, reinterpret_cast<const float*>(key), p.di)
+            : dot_lanes_of([&](int64_t i) { return q[i]; },
+                           [&](int64_t i) { return entry_channel(pages.format, key, i); }, p.di);
     // max(0, x) is x when x is NaN, so a NaN reaches the score.
     score = fmaf(p.weights[t * p.Hi + h], max_of(0.0f, dot), score);
   }
@@ -76,8 +76,8 @@ __global__ void indexer_select_kernel(const IndexerTopk p, int64_t first_query,
   __shared__ int warp_counts[kThreads / 32];
   __shared__ uint32_t prefix_shared;
   __shared__ int64_t wanted_shared;
-  uint32_t prefix = 0;      // of the k-th largest key
-  int64_t wanted = topk;    // its rank among keys with this prefix
+  uint32_t prefix = 0;    // of the k-th largest key
+  int64_t wanted = topk;  // its rank among keys with this prefix
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads) counts[i] = 0;
     __syncthreads();

@@ -1,6 +1,7 @@
 // All products are one kernel: a block makes a tile of 64 x 64 results, a thread 4 x 4 of them, and
-// every result is one fma chain over the contraction in the order of linear.h. Pieces of 16 steps of
-// both operands pass through shared memory. A plain version: no tensor cores, which sum otherwise.
+// every result is one fma chain over the contraction in the order of linear.h. Pieces of 16 steps
+// of both operands pass through shared memory. A plain version: no tensor cores, which sum
+// otherwise.
 #include "fathom/base/cuda_launch.cuh"
 #include "fathom/kernels/linear/linear_cuda.h"
 
@@ -36,8 +37,7 @@ __device__ inline void load_tile(const float* from, int64_t row_stride, int64_t 
     const int step = step_stride == 1 ? at % kSteps : at / kTile;
     const int row = step_stride == 1 ? at / kSteps : at % kTile;
     const bool inside = first + row < num_rows && step < count;
-    to[step][row] =
-        inside ? from[(first + row) * row_stride + (s + step) * step_stride] : 0.0f;
+    to[step][row] = inside ? from[(first + row) * row_stride + (s + step) * step_stride] : 0.0f;
   }
 }
 

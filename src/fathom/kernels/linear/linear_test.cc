@@ -181,8 +181,8 @@ TEST(LinearTest, BlocksOfAPartAreChainsAddedUpwards) {
           const int64_t begin[] = {0, s.T / 3, s.T};
           const float* matrices[] = {panels.data(), panels.data()};
           Floats grouped(at(s.T * s.N), 9.0f);
-          grouped_linear_fwd(ctx, {2, begin, s.N, s.K, s.T}, x.data(), matrices, grouped.data(), parts,
-                             block);
+          grouped_linear_fwd(ctx, {2, begin, s.N, s.K, s.T}, x.data(), matrices, grouped.data(),
+                             parts, block);
           expect_same_bits(grouped, expected, name_of(context, s) + what + " grouped");
         });
       }

@@ -1,5 +1,5 @@
-// Rows in blocks: their logits by the plain product, then 16 threads a chunk of the vocabulary, then
-// one thread a row that merges the chunks upwards.
+// Rows in blocks: their logits by the plain product, then 16 threads a chunk of the vocabulary,
+// then one thread a row that merges the chunks upwards.
 #include <algorithm>
 
 #include "fathom/base/cuda_launch.cuh"
@@ -25,8 +25,7 @@ __device__ inline float minus_infinity() { return -__int_as_float(0x7F800000); }
 __global__ void chunk_stats_kernel(float* z, int64_t rows, int64_t V, int64_t chunk,
                                    int64_t num_chunks, float temperature, bool with_entropy,
                                    Stats* stats) {
-  const int64_t item =
-      blockIdx.x * static_cast<int64_t>(kHalves) + threadIdx.x / kRowLanes;
+  const int64_t item = blockIdx.x * static_cast<int64_t>(kHalves) + threadIdx.x / kRowLanes;
   if (item >= rows * num_chunks) return;
   const int64_t row = item / num_chunks, begin = item % num_chunks * chunk;
   const int64_t n = V - begin < chunk ? V - begin : chunk;
@@ -95,9 +94,7 @@ __global__ void logit_gradient_kernel(const LogProbBwd b, int64_t first_row, int
   z[i] = g / p.temperature;
 }
 
-int64_t rows_at_once(const LogProbFwd& p) {
-  return std::clamp<int64_t>(kLogits / p.V, 1, p.R);
-}
+int64_t rows_at_once(const LogProbFwd& p) { return std::clamp<int64_t>(kLogits / p.V, 1, p.R); }
 
 void compute_logits(Device& device, const LogProbFwd& p, int64_t first, int64_t rows, float* z) {
   linear_fwd(device, {.x = p.hidden + first * p.D,

@@ -50,8 +50,7 @@ __device__ inline void encode_row(const EntryFormat& f, const float* row, uint8_
   for (int64_t i = scales - out + num_blocks + lane; i < f.num_bytes; i += kRowThreads) out[i] = 0;
   for (int64_t b = 0; b < num_blocks; ++b) {
     const int64_t begin = b * f.fp8_block;
-    const int64_t end =
-        begin + f.fp8_block < f.fp8_channels ? begin + f.fp8_block : f.fp8_channels;
+    const int64_t end = begin + f.fp8_block < f.fp8_channels ? begin + f.fp8_block : f.fp8_channels;
     float amax = kFp8RowAmaxFloor;
     for (int64_t i = begin + lane; i < end; i += kRowThreads) {
       const float a = fabsf(row[i]);
@@ -113,9 +112,9 @@ constexpr size_t kMaxItems = 32768;
 template <typename Item, typename Launch>
 void for_pieces(Device& device, const std::vector<Item>& items, Launch&& launch) {
   for (size_t first = 0; first < items.size(); first += kMaxItems) {
-    const std::vector<Item> piece(items.begin() + static_cast<int64_t>(first),
-                                  items.begin() + static_cast<int64_t>(
-                                                      std::min(items.size(), first + kMaxItems)));
+    const std::vector<Item> piece(
+        items.begin() + static_cast<int64_t>(first),
+        items.begin() + static_cast<int64_t>(std::min(items.size(), first + kMaxItems)));
     const Scratch<Item> on_device(device, piece);
     launch(piece, on_device.get());
   }

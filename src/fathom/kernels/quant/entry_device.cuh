@@ -8,11 +8,9 @@
 namespace fathom::cuda {
 
 __device__ inline float e4m3_value(uint8_t code) {
-  const float magnitude =
-      __uint_as_float(static_cast<uint32_t>(code & 0x7F) << 20) * 0x1p120f;
+  const float magnitude = __uint_as_float(static_cast<uint32_t>(code & 0x7F) << 20) * 0x1p120f;
   const uint32_t sign = static_cast<uint32_t>(code & 0x80) << 24;
-  const uint32_t value =
-      (code & 0x7F) == 0x7F ? 0x7FC00000u : __float_as_uint(magnitude);
+  const uint32_t value = (code & 0x7F) == 0x7F ? 0x7FC00000u : __float_as_uint(magnitude);
   return __uint_as_float(sign | value);
 }
 __device__ inline float e8m0_value(uint8_t code) {
@@ -25,8 +23,8 @@ __device__ inline float e8m0_value(uint8_t code) {
 __device__ inline float entry_channel(const EntryFormat& f, const uint8_t* entry, int64_t i) {
   if (f.kind == EntryKind::kF32) return reinterpret_cast<const float*>(entry)[i];
   if (f.kind == EntryKind::kBf16) {
-    return __uint_as_float(
-        static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(entry)[i]) << 16);
+    return __uint_as_float(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(entry)[i])
+                           << 16);
   }
   const int64_t num_bf16 = f.width - f.fp8_channels;
   if (i < f.fp8_channels) {
@@ -59,7 +57,8 @@ __device__ inline float round_e4m3(float x) {
   const float normal = min_of(__uint_as_float(up & ~0xFFFFFu), 448.0f);
   const float subnormal = (a + 0x1p14f) - 0x1p14f;
   const float rounded = a < 0x1p-6f ? subnormal : normal;
-  return x != x ? x : __uint_as_float(__float_as_uint(rounded) | (__float_as_uint(x) & 0x80000000u));
+  return x != x ? x
+                : __uint_as_float(__float_as_uint(rounded) | (__float_as_uint(x) & 0x80000000u));
 }
 
 }  // namespace fathom::cuda

@@ -47,9 +47,9 @@ TEST(WindowRingTest, CachedRowsComeBackBehindEachOtherWhateverThePieces) {
           window_keep(ctx, f, kWindow, {{rings.data(), start, tokens, 0}}, fresh.data());
           for (int64_t j = 0; j < cached; ++j) {
             const auto want = stored(ctx, f, kv.data() + (start - cached + j) * kWidth);
-            expect_same_bits(std::vector<float>(rows.begin() + j * kWidth,
-                                                rows.begin() + (j + 1) * kWidth),
-                             want, name + ", cached row");
+            expect_same_bits(
+                std::vector<float>(rows.begin() + j * kWidth, rows.begin() + (j + 1) * kWidth),
+                want, name + ", cached row");
           }
           expect_same_bits(std::vector<float>(rows.begin() + cached * kWidth, rows.end()), fresh,
                            name + ", new rows");
@@ -64,10 +64,13 @@ TEST(WindowRingTest, RunsOfRowsAreStoredWhereTheyBelong) {
   for_each_context([&](const ExecContext& ctx, const std::string& name) {
     for (const EntryFormat& f : formats()) {
       std::vector<uint8_t> want(static_cast<size_t>(9 * f.num_bytes), 0xAB), got = want;
-      const auto at = [&](std::vector<uint8_t>& v, int64_t i) { return v.data() + i * f.num_bytes; };
+      const auto at = [&](std::vector<uint8_t>& v, int64_t i) {
+        return v.data() + i * f.num_bytes;
+      };
       encode_entries(f, rows.data() + 2 * kWidth, 3, at(want, 4));
       encode_entries(f, rows.data() + 8 * kWidth, 1, at(want, 0));
-      encode_entry_runs(ctx, f, rows.data(), {{2, 3, at(got, 4)}, {8, 1, at(got, 0)}, {0, 0, nullptr}});
+      encode_entry_runs(ctx, f, rows.data(),
+                        {{2, 3, at(got, 4)}, {8, 1, at(got, 0)}, {0, 0, nullptr}});
       EXPECT_EQ(got, want) << name;
     }
   });

@@ -55,7 +55,8 @@ __global__ void rms_norm_dx_kernel(const RmsNormBwd p, const float* rhos) {
   float* dx = p.dx + r * p.dx_stride;
   const float rho = rhos[r];
   const auto weighted = [&](int64_t i) { return p.w != nullptr ? p.w[i] * dy[i] : dy[i]; };
-  const float sum = dot_lanes_of(weighted, [&](int64_t i) { return x[i]; }, p.N);
+  const float sum = dot_lanes_of(
+      weighted, [&](int64_t i) { return x[i]; }, p.N);
   const float pull = rho * rho * rho * sum / static_cast<float>(p.N);
   for (int64_t i = row_lane(); i < p.N; i += kRowLanes) {
     float d = fmaf(-x[i], pull, rho * weighted(i));

@@ -173,8 +173,8 @@ void router_bwd(Device& device, const RouterBwd& p) {
 
 void sort_by_expert(Device& device, int64_t num_slots, int64_t E, const int32_t* topk_idx,
                     int32_t* slot_row, int64_t* row_begin) {
-  FATHOM_LAUNCH(device, sort_by_expert_kernel, static_cast<unsigned>(E), kSortThreads, 0,
-                num_slots, E, topk_idx, slot_row, row_begin);
+  FATHOM_LAUNCH(device, sort_by_expert_kernel, static_cast<unsigned>(E), kSortThreads, 0, num_slots,
+                E, topk_idx, slot_row, row_begin);
 }
 
 }  // namespace fathom::cuda

@@ -9,7 +9,9 @@ namespace fathom {
 namespace {
 
 /// Rows per range, so that a range moves about 16 K numbers.
-int64_t row_grain(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)); }
+int64_t row_grain(int64_t width) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width));
+}
 
 }  // namespace
 

@@ -4,8 +4,6 @@
 
 namespace fathom {
 
-using std::size_t;
-
 std::vector<double> gather_rows_ref(const std::vector<double>& x, const std::vector<int64_t>& rows,
                                     int64_t width) {
   std::vector<double> out;

@@ -26,7 +26,8 @@ TEST(RowsTest, StreamsOfAToken) {
   for_each_context([&](const ExecContext& ctx, const std::string& name) {
     std::vector<float> streams = d, sum(T * D, -7.0f);
     add_to_streams(ctx, T, M, D, e.data(), streams.data());
-    expect_close(streams, add_to_streams_ref(T, M, D, to_double(e), to_double(d)), 1e-6, 1e-6, name);
+    expect_close(streams, add_to_streams_ref(T, M, D, to_double(e), to_double(d)), 1e-6, 1e-6,
+                 name);
     sum_streams(ctx, T, M, D, d.data(), sum.data());
     expect_close(sum, sum_streams_ref(T, M, D, to_double(d)), 1e-6, 1e-6, name);
   });

@@ -26,8 +26,8 @@ KeyCounts count_keys(const SparseAttentionFwd& p) {
   for (int64_t t = 0; t < p.T; ++t) {
     const int64_t window = p.window_count[t], num_picks = p.num_picks[t];
     FATHOM_ASSERT(window >= 1 && window <= p.max_window && num_picks <= p.max_picks, "query ", t,
-                  " sees ", window, " window rows and ", num_picks, " entries, max_window = ",
-                  p.max_window, ", max_picks = ", p.max_picks);
+                  " sees ", window, " window rows and ", num_picks,
+                  " entries, max_window = ", p.max_window, ", max_picks = ", p.max_picks);
     FATHOM_ASSERT(num_picks >= 0 && (p.picks == nullptr || num_picks <= p.picks_stride), "query ",
                   t, " has ", num_picks, " picks in a row of ", p.picks_stride);
     counts.max_window = std::max(counts.max_window, window);

@@ -37,8 +37,8 @@ struct SparseAttentionFwd {
   float scale;
   int64_t T, H, hd;
   int64_t max_window, max_picks;  // no window_count, no num_picks is larger
-  float* o;    // [T, H, hd], not yet rotated back
-  float* lse;  // [T, H] m + log(l) with the sink inside; may be null
+  float* o;                       // [T, H, hd], not yet rotated back
+  float* lse;                     // [T, H] m + log(l) with the sink inside; may be null
   bool bf16_p = false;
 };
 void sparse_attention_fwd(const ExecContext& ctx, const SparseAttentionFwd& p);
@@ -56,10 +56,10 @@ struct SparseAttentionBwd {
   const int64_t* entry_begin;  // [num_segments + 1]
   int64_t num_segments;
   int64_t num_entries;  // entry_begin[num_segments]
-  float* dq;           // [T, H, hd]
-  float* dwindow_kv;   // [num_window_rows, hd]
-  float* dcompressed;  // [entry_begin[num_segments], hd]; may be null when there are no entries
-  float* dsink;        // [H]
+  float* dq;            // [T, H, hd]
+  float* dwindow_kv;    // [num_window_rows, hd]
+  float* dcompressed;   // [entry_begin[num_segments], hd]; may be null when there are no entries
+  float* dsink;         // [H]
 };
 void sparse_attention_bwd(const ExecContext& ctx, const SparseAttentionBwd& p);
 

@@ -49,8 +49,8 @@ __device__ inline float block_max(const float* values, int64_t n, float* scratch
 }
 
 /// Dynamic shared memory: the chunk's keys, s [max_chunk], a [hd].
-__global__ void __launch_bounds__(kThreads) attention_fwd_kernel(const SparseAttentionFwd p,
-                                                                 int64_t max_chunk) {
+__global__ void __launch_bounds__(kThreads)
+    attention_fwd_kernel(const SparseAttentionFwd p, int64_t max_chunk) {
   extern __shared__ const uint8_t* keys[];
   __shared__ float scratch[kThreads];
   __shared__ float sum_shared;
@@ -65,10 +65,9 @@ __global__ void __launch_bounds__(kThreads) attention_fwd_kernel(const SparseAtt
   float m = 0.0f, l = 0.0f;
   for (int64_t begin = 0; begin < count;) {
     const bool is_first = begin == 0;
-    const int64_t end = is_first ? window
-                                 : (begin + kAttentionChunkKeys < count
-                                        ? begin + kAttentionChunkKeys
-                                        : count);
+    const int64_t end =
+        is_first ? window
+                 : (begin + kAttentionChunkKeys < count ? begin + kAttentionChunkKeys : count);
     const int64_t n = end - begin;
     const bool is_f32 = is_first || format.kind == EntryKind::kF32;
     for (int64_t k = threadIdx.x; k < n; k += kThreads) keys[k] = key_at(p, t, begin + k);
@@ -78,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) attention_fwd_kernel(const SparseAtt
       const float dot =
           is_f32 ? dot_lanes(q, floats_of(key), p.hd)
                  : dot_lanes_of([&](int64_t i) { return q[i]; },
-                             [&](int64_t i) { return entry_channel(format, key, i); }, p.hd);
+                                [&](int64_t i) { return entry_channel(format, key, i); }, p.hd);
       if (row_lane() == 0) s[k] = dot * p.scale;
     }
     __syncthreads();
@@ -275,8 +274,7 @@ void allow_shared(Kernel* kernel, size_t num_bytes, const SparseAttentionFwd& p)
 }  // namespace
 
 void sparse_attention_fwd(Device& device, const SparseAttentionFwd& p) {
-  const int64_t max_chunk =
-      std::max(p.max_window, std::min(p.max_picks, kAttentionChunkKeys));
+  const int64_t max_chunk = std::max(p.max_window, std::min(p.max_picks, kAttentionChunkKeys));
   const size_t shared = static_cast<size_t>(max_chunk) * (sizeof(void*) + sizeof(float)) +
                         static_cast<size_t>(p.hd) * sizeof(float);
   allow_shared(attention_fwd_kernel, shared, p);
@@ -295,8 +293,8 @@ void sparse_attention_bwd(Device& device, const SparseAttentionBwd& b) {
   allow_shared(attention_bwd_queries_kernel, shared, p);
   // Blocks of queries upwards: key gradients continue from block to block.
   for (int64_t first = 0; first < p.T; first += count) {
-    const BackwardBlock block{first,      std::min(count, p.T - first), stride,
-                              prob.get(), ds.get(),                     delta.get()};
+    const BackwardBlock block{
+        first, std::min(count, p.T - first), stride, prob.get(), ds.get(), delta.get()};
     FATHOM_LAUNCH(device, attention_bwd_queries_kernel, static_cast<unsigned>(block.count * p.H),
                   kThreads, shared, b, block);
     if (b.num_window_rows > 0) {

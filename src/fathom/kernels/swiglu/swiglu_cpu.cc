@@ -77,7 +77,8 @@ void moe_combine_fwd_tokens(const MoeCombine& c, const float* shared, float* out
       F16 acc = zero();
       for (int64_t j = 0; j < c.K; ++j) {
         const float* row = c.rows + slots[j] * c.D + d;
-        acc = fma(set1(w == nullptr ? 1.0f : w[j]), n >= kLanes ? load(row) : load_first(row, n), acc);
+        acc = fma(set1(w == nullptr ? 1.0f : w[j]), n >= kLanes ? load(row) : load_first(row, n),
+                  acc);
       }
       if (shared != nullptr) {
         const float* row = shared + t * c.D + d;

@@ -112,8 +112,8 @@ void moe_combine_fwd(Device& device, int64_t T, int64_t K, int64_t D, const floa
 }
 
 void moe_combine_bwd(Device& device, int64_t T, int64_t K, int64_t D, const float* rows,
-                     const int32_t* slot_row, const float* weights, const float* dout,
-                     float* drows, float* dweights) {
+                     const int32_t* slot_row, const float* weights, const float* dout, float* drows,
+                     float* dweights) {
   if (T * K == 0) return;
   FATHOM_LAUNCH(device, moe_combine_bwd_kernel, blocks_for(T * K, kThreads / kRowLanes), kThreads,
                 0, T * K, K, D, rows, slot_row, weights, dout, drows, dweights);

@@ -15,7 +15,7 @@ void moe_combine_fwd(Device& device, int64_t T, int64_t K, int64_t D, const floa
                      const int32_t* slot_row, const float* weights, const float* shared,
                      float* out);
 void moe_combine_bwd(Device& device, int64_t T, int64_t K, int64_t D, const float* rows,
-                     const int32_t* slot_row, const float* weights, const float* dout,
-                     float* drows, float* dweights);
+                     const int32_t* slot_row, const float* weights, const float* dout, float* drows,
+                     float* dweights);
 
 }  // namespace fathom::cuda
