@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "fathom/base/device.h"
 #include "fathom/base/exec_context.h"
 #include "fathom/base/thread_pool.h"
 #include "fathom/config/options.h"

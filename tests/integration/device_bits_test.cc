@@ -99,8 +99,9 @@ TEST_P(DeviceBitsTest, GradientsAndThreeSteps) {
   Optimizer of_cpu(on_cpu, {}, [](const Parameter&) { return true; });
   Optimizer of_device(on_device, {}, [](const Parameter&) { return true; });
   for (int step = 0; step < 3; ++step) {
-    const SupervisedOptions options = {.mtp_loss_scaling_factor = 0.1,
-                                       .max_tokens_per_micro_batch = 60};
+    SupervisedOptions options;
+    options.mtp_loss_scaling_factor = 0.1;
+    options.max_tokens_per_micro_batch = 60;
     const SupervisedMetrics a = supervised_forward_backward(cpu_, on_cpu, examples, options);
     const SupervisedMetrics b = supervised_forward_backward(device_, on_device, examples, options);
     EXPECT_EQ(a.loss, b.loss) << "step " << step;

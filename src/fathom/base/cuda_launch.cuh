@@ -44,10 +44,11 @@ class Scratch {
 
 /// The first fault of all kernels since the last wait is kept.
 __device__ inline void report_fault(DeviceFault* fault, DeviceFaultKind kind, int64_t row,
-                                    int64_t column) {
+                                    int64_t column, int32_t value = 0) {
   if (atomicCAS(reinterpret_cast<int*>(&fault->kind), 0, static_cast<int>(kind)) == 0) {
     fault->row = row;
     fault->column = column;
+    fault->value = value;
   }
 }
 

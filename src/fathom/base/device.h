@@ -15,14 +15,17 @@ namespace fathom {
 enum class DeviceFaultKind : int32_t {
   kNone,
   kRouterScore,     // row: token; column: expert
-  kRouterIndex,     // row: token; column: slot
+  kRouterReplay,    // row: token; column: slot; value: expert
+  kRouterTable,     // the same
+  kRouterToken,     // row: token; value: its id
   kIndexerScore,    // row: query; column: entry
-  kEmbeddingToken,  // row: token
+  kEmbeddingToken,  // row: token; value: its id
+  kTargetToken,     // row; column: size of the vocabulary; value: the id
   kWeight,          // row, column: of a matrix that is quantised to FP8
 };
 struct DeviceFault {
   DeviceFaultKind kind;
-  int32_t padding;
+  int32_t value;
   int64_t row, column;
 };
 

@@ -23,17 +23,27 @@ constexpr size_t kStagedBytes = 64 * 1024;
           f.column,
           "\n  fix: look for the first layer whose output is not finite; a checkpoint with NaN "
           "weights or a diverged training run gives this"));
-    case DeviceFaultKind::kRouterIndex:
+    case DeviceFaultKind::kRouterReplay:
+      throw UserError(str_cat("router: the routing replay names expert ", f.value,
+                              ", which the layer does not have\n  at: token ", f.row, ", slot ",
+                              f.column));
+    case DeviceFaultKind::kRouterTable:
+      throw UserError(str_cat("router: the hash table (tid2eid) names expert ", f.value,
+                              ", which the layer does not have\n  at: token ", f.row, ", slot ",
+                              f.column));
+    case DeviceFaultKind::kRouterToken:
       throw UserError(
-          str_cat("router: the hash table (tid2eid) or the routing replay names an expert that "
-                  "the layer does not have\n  at: token ",
-                  f.row, ", slot ", f.column));
+          str_cat("router: token id ", f.value, " at position ", f.row, " is negative"));
     case DeviceFaultKind::kIndexerScore:
       throw UserError(str_cat("query ", f.row, ": indexer: the score of entry ", f.column,
                               " is NaN; look for NaN or infinity in the indexer's weights or in "
                               "its input"));
     case DeviceFaultKind::kEmbeddingToken:
-      throw UserError(str_cat("embedding: the token id at position ", f.row, " is negative"));
+      throw UserError(
+          str_cat("embedding: token id ", f.value, " at position ", f.row, " is negative"));
+    case DeviceFaultKind::kTargetToken:
+      throw UserError(str_cat("log_prob: token id ", f.value, " at row ", f.row,
+                              " is outside the vocabulary of ", f.column, " tokens"));
     case DeviceFaultKind::kWeight:
       throw UserError(str_cat("element [", f.row, ", ", f.column,
                               "] of a weight is not finite and cannot be quantised to FP8"));

@@ -1,11 +1,12 @@
 // What a computation runs on. Passed to every kernel; there is no global state.
 #pragma once
 
-#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/base/thread_pool.h"
 
 namespace fathom {
+
+class Device;  // device.h
 
 enum class CpuIsa { kAvx2, kAvx512 };
 

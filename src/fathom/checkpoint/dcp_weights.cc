@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 

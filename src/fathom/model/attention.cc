@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/compressor/compressor.h"
 #include "fathom/kernels/indexer/indexer.h"

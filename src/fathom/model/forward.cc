@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/embedding/embedding.h"
 #include "fathom/kernels/log_prob/log_prob.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/compressor/compressor.h"
 

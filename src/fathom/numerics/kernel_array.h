@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "fathom/base/device.h"
 #include "fathom/base/exec_context.h"
 #include "fathom/numerics/tensor.h"
 

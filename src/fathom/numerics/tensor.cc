@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/numerics/block_cache.h"
 

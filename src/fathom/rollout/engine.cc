@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/tokenizer/utf8.h"
 

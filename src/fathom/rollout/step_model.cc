@@ -1,5 +1,6 @@
 #include "fathom/rollout/step_model.h"
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/model/forward.h"
 

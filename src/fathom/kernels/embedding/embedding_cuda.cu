@@ -13,7 +13,7 @@ __global__ void embedding_fwd_kernel(const float* table, const int32_t* ids, int
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (i >= n) return;
   const int64_t t = i / (copies * D), id = ids[t];
-  if (id < 0) return report_fault(fault, DeviceFaultKind::kEmbeddingToken, t, 0);
+  if (id < 0) return report_fault(fault, DeviceFaultKind::kEmbeddingToken, t, 0, ids[t]);
   out[i] = table[id * D + i % D];
 }
 
@@ -22,7 +22,7 @@ __global__ void embedding_bwd_kernel(const float* dout, const int32_t* ids, int6
   const int64_t d = blockIdx.x * static_cast<int64_t>(kColumnThreads) + threadIdx.x;
   if (d >= D) return;
   for (int64_t t = 0; t < T; ++t) {
-    if (ids[t] < 0) return report_fault(fault, DeviceFaultKind::kEmbeddingToken, t, 0);
+    if (ids[t] < 0) return report_fault(fault, DeviceFaultKind::kEmbeddingToken, t, 0, ids[t]);
     const float* g = dout + t * copies * D + d;
     float sum = g[0];
     for (int64_t c = 1; c < copies; ++c) sum += g[c * D];

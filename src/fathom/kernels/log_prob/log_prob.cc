@@ -22,7 +22,7 @@ void check_request(const ExecContext& ctx, const LogProbFwd& p) {
   FATHOM_ASSERT(p.R >= 0 && p.D >= 1 && p.V >= 1, "R = ", p.R, ", D = ", p.D, ", V = ", p.V);
   FATHOM_CHECK(p.temperature > 0 && std::isfinite(p.temperature),
                "log_prob: the temperature must be positive and finite, got ", p.temperature);
-  if (ctx.device != nullptr) return;  // there, targets are the caller's to check
+  if (ctx.device != nullptr) return;  // the kernel checks the targets
   for (int64_t r = 0; r < p.R; ++r) {
     FATHOM_CHECK(p.targets[r] >= 0 && p.targets[r] < p.V, "log_prob: token id ", p.targets[r],
                  " at row ", r, " is outside the vocabulary of ", p.V, " tokens");

@@ -64,14 +64,17 @@ __device__ inline Stats merge(const Stats& a, const Stats& b) {
 }
 
 __global__ void merge_chunks_kernel(const LogProbFwd p, int64_t first_row, int64_t rows,
-                                    const float* z, const Stats* stats, int64_t num_chunks) {
+                                    const float* z, const Stats* stats, int64_t num_chunks,
+                                    DeviceFault* fault) {
   const int64_t row = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (row >= rows) return;
   Stats s{minus_infinity(), 0.0f, 0.0f};
   for (int64_t c = 0; c < num_chunks; ++c) s = merge(s, stats[row * num_chunks + c]);
   const float lse = s.max + log_of(s.sum);
-  const int64_t r = first_row + row;
-  p.log_probs[r] = z[row * p.V + p.targets[r]] - lse;
+  const int64_t r = first_row + row, y = p.targets[r];
+  const bool is_inside = y >= 0 && y < p.V;
+  if (!is_inside) report_fault(fault, DeviceFaultKind::kTargetToken, r, p.V, p.targets[r]);
+  p.log_probs[r] = (is_inside ? z[row * p.V + y] : 0.0f) - lse;
   if (p.lse != nullptr) p.lse[r] = lse;
   if (p.entropy != nullptr) p.entropy[r] = log_of(s.sum) - s.weighted / s.sum;
 }
@@ -121,7 +124,7 @@ void log_prob_fwd(Device& device, const LogProbFwd& p) {
                   z.get(), rows, p.V, chunk, num_chunks, p.temperature, p.entropy != nullptr,
                   stats.get());
     FATHOM_LAUNCH(device, merge_chunks_kernel, blocks_for(rows, kThreads), kThreads, 0, p, first,
-                  rows, z.get(), stats.get(), num_chunks);
+                  rows, z.get(), stats.get(), num_chunks, device.fault());
   }
 }
 

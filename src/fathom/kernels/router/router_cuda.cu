@@ -56,7 +56,7 @@ __global__ void router_choose_kernel(const RouterFwd p, const float* all_scores,
   } else if (p.tid2eid != nullptr) {
     const int64_t token = p.token_ids[t];
     if (token < 0) {
-      report_fault(fault, DeviceFaultKind::kRouterIndex, t, 0);
+      report_fault(fault, DeviceFaultKind::kRouterToken, t, 0, p.token_ids[t]);
       return give_up(p, t);
     }
     given = p.tid2eid + token * p.K;
@@ -64,7 +64,10 @@ __global__ void router_choose_kernel(const RouterFwd p, const float* all_scores,
   if (given != nullptr) {
     for (int64_t j = 0; j < p.K; ++j) {
       if (given[j] < 0 || given[j] >= p.E) {
-        report_fault(fault, DeviceFaultKind::kRouterIndex, t, j);
+        report_fault(fault,
+                     p.replay_idx != nullptr ? DeviceFaultKind::kRouterReplay
+                                             : DeviceFaultKind::kRouterTable,
+                     t, j, given[j]);
         return give_up(p, t);
       }
     }
