@@ -1,7 +1,8 @@
 // Promise P1 on the real model: random schedules of a micro V4 with every part give each request
 // the tokens and log-probs that it gets alone, and that the trainer computes. Speculation changes
 // nothing. A kernel whose order of summation depends on the batch is found out.
-// FATHOM_TEST_SCHEDULES=n runs n schedules instead of a few.
+// FATHOM_TEST_SCHEDULES=n runs n schedules instead of a few, FATHOM_TEST_FIRST_SCHEDULE=i from the
+// i-th on.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -17,8 +18,8 @@ namespace {
 
 constexpr int64_t kVocab = 32;
 
-int64_t num_schedules(int64_t usual) {
-  const char* given = std::getenv("FATHOM_TEST_SCHEDULES");
+int64_t number_from(const char* variable, int64_t usual) {
+  const char* given = std::getenv(variable);
   return given == nullptr ? usual : std::atoll(given);
 }
 
@@ -190,10 +191,11 @@ INSTANTIATE_TEST_SUITE_P(Modes, ScheduleBitsTest, ::testing::ValuesIn(kAllPrecis
                          name_of_mode);
 
 TEST_P(ScheduleBitsTest, EveryAnswerIsThatOfTheRequestAloneAndOfTheTrainer) {
-  const int64_t n = num_schedules(300);
+  const int64_t n = number_from("FATHOM_TEST_SCHEDULES", 300);
+  const int64_t first = number_from("FATHOM_TEST_FIRST_SCHEDULE", 0);
   EngineCounters total;
   int64_t num_answers = 0;
-  for (int64_t seed = 0; seed < n; ++seed) {
+  for (int64_t seed = first; seed < first + n; ++seed) {
     SCOPED_TRACE(str_cat("schedule ", seed));
     const ExecContext ctx{seed % 2 == 0 ? &one_ : &two_,
                           seed % 3 == 0 ? CpuIsa::kAvx2 : detect_cpu_isa(), test_device()};
