@@ -1,10 +1,11 @@
 # Whether and how kernels for CUDA devices are built. Sets FATHOM_WITH_CUDA to 1 or 0.
 #
-# AUTO takes the toolkit when nvcc is found, ON demands it, OFF leaves it out. Programs link the
+# AUTO takes the toolkit when nvcc is found (not under sanitizers of the host), ON demands it, OFF
+# leaves it out. Programs link the
 # static CUDA runtime, so one that was built with CUDA starts on machines without a driver too.
 
 set(FATHOM_WITH_CUDA 0)
-if(NOT FATHOM_CUDA STREQUAL OFF)
+if(NOT FATHOM_CUDA STREQUAL OFF AND NOT (FATHOM_SANITIZE AND FATHOM_CUDA STREQUAL AUTO))
   find_program(FATHOM_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
   if(FATHOM_NVCC)
     set(FATHOM_WITH_CUDA 1)

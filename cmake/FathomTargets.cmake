@@ -80,7 +80,7 @@ endfunction()
 # makes fathom_kernel_<NAME> from the fixed file names of a kernel folder: <n>.cc (checks, dispatch),
 # <n>_ref.cc (fp64 reference) and <n>_cpu.cc, which is compiled twice: once for AVX2 into namespace
 # fathom::avx2 and once for AVX-512 into fathom::avx512 (numerics/simd.h). With CUDA, <n>_cuda.cu for
-# all of FATHOM_CUDA_ARCHS, and <n>_sm90*.cu for sm_90a alone. Adds <n>_test and <n>_bench.
+# all of FATHOM_CUDA_ARCHS (the fast kernels, *_sm90.cu, are kernels/sm90's). Adds <n>_test and <n>_bench.
 function(fathom_add_kernel)
   cmake_parse_arguments(ARG "" "NAME" "EXTRA;CUDA;DEPS" ${ARGN})
   set(n ${ARG_NAME})
@@ -108,11 +108,6 @@ function(fathom_add_kernel)
       fathom_cuda_objects(NAME fathom_kernel_${n}_cuda SOURCES ${n}_cuda.cu ${ARG_CUDA}
                           ARCHS ${FATHOM_CUDA_ARCHS})
       list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_cuda>)
-    endif()
-    file(GLOB hopper_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${n}_sm90*.cu)
-    if(hopper_sources AND "90a" IN_LIST FATHOM_CUDA_ARCHS)
-      fathom_cuda_objects(NAME fathom_kernel_${n}_sm90 SOURCES ${hopper_sources} ARCHS 90a)
-      list(APPEND objects $<TARGET_OBJECTS:fathom_kernel_${n}_sm90>)
     endif()
   endif()
   add_library(fathom_kernel_${n} STATIC ${n}.cc ${n}_ref.cc ${ARG_EXTRA} ${objects})

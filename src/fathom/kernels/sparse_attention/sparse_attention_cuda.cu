@@ -274,7 +274,9 @@ void allow_shared(Kernel* kernel, size_t num_bytes, const SparseAttentionFwd& p)
 }  // namespace
 
 void sparse_attention_fwd(Device& device, const SparseAttentionFwd& p) {
-  const int64_t max_chunk = std::max(p.max_window, std::min(p.max_picks, kAttentionChunkKeys));
+  // A multiple of four floats, so that the arrays in shared memory share no 16 bytes.
+  const int64_t max_chunk =
+      (std::max(p.max_window, std::min(p.max_picks, kAttentionChunkKeys)) + 3) / 4 * 4;
   const size_t shared = static_cast<size_t>(max_chunk) * (sizeof(void*) + sizeof(float)) +
                         static_cast<size_t>(p.hd) * sizeof(float);
   allow_shared(attention_fwd_kernel, shared, p);
