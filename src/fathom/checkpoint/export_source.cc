@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 #include "fathom/checkpoint/dcp_reader.h"
@@ -20,6 +21,11 @@ class MemorySource : public ExportSource {
   void read_rows(const Parameter& p, int64_t begin, int64_t end, float* out) const override {
     const int64_t cols = parameter_cols(p);
     const float* master = p.master.f32();
+    if (p.device != nullptr) {
+      const auto num_values = static_cast<size_t>((end - begin) * cols);
+      download_memory(p.device, out, master + begin * cols, num_values * sizeof(float));
+      return;
+    }
     if (p.kind == ParameterKind::kPlain) {
       std::copy(master + begin * cols, master + end * cols, out);
       return;
@@ -30,7 +36,7 @@ class MemorySource : public ExportSource {
     }
   }
   void read_table(const Parameter& p, int32_t* out) const override {
-    std::copy(p.master.i32(), p.master.i32() + p.numel(), out);
+    download_memory(p.device, out, p.master.i32(), static_cast<size_t>(p.master.num_bytes()));
   }
 
  private:
