@@ -4,15 +4,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench asan fmt interop-setup configure
+.PHONY: help setup build demo test bench asan fuzz fmt interop-setup configure
 
-APT_PACKAGES := g++ make ccache nlohmann-json3-dev libpcre2-dev libssl-dev libgtest-dev \
+APT_PACKAGES := g++ make ccache nlohmann-json3-dev libcurl4-openssl-dev libpcre2-dev libssl-dev libgtest-dev \
                 libbenchmark-dev libboost1.81-dev pkg-config python3-venv zlib1g-dev
 CMAKE_VERSION := 4.1.2
 NINJA_VERSION := 1.13.0
 CLANG_FORMAT_VERSION := 14.0.6
+PYARROW_VERSION := 26.0.1
 
-VENV_READY := .venv/.ready-cmake-$(CMAKE_VERSION)-ninja-$(NINJA_VERSION)
+VENV_READY := .venv/.ready-cmake-$(CMAKE_VERSION)-ninja-$(NINJA_VERSION)-pyarrow-$(PYARROW_VERSION)
 INTEROP_READY := .venv-interop/.ready
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
@@ -23,11 +24,12 @@ SEED ?= 0
 RUN_ID ?= demo-seed$(SEED)
 
 help:
-	@echo "make setup    packages, .venv with cmake and ninja"
+	@echo "make setup    packages, .venv with cmake, ninja and Arrow (170 MB, for parquet)"
 	@echo "make build    build/fathom"
 	@echo "make demo     the tiny recipe, start to end: [RUN_ID=$(RUN_ID)] [SEED=$(SEED)]"
 	@echo "make test     all tests; interop tests get their own .venv-interop"
 	@echo "make asan     the C++ tests under address and undefined-behaviour sanitizers"
+	@echo "make fuzz     the parsers under libFuzzer: [HARNESS=zip] [SECONDS=60]; needs clang"
 	@echo "make bench    benchmarks"
 	@echo "make fmt      clang-format on all sources"
 
@@ -51,7 +53,8 @@ $(VENV_READY):
 	fi
 	rm -rf .venv
 	python3 -m venv .venv
-	.venv/bin/pip install -q --disable-pip-version-check cmake==$(CMAKE_VERSION) ninja==$(NINJA_VERSION)
+	.venv/bin/pip install -q --disable-pip-version-check cmake==$(CMAKE_VERSION) ninja==$(NINJA_VERSION) \
+	  pyarrow==$(PYARROW_VERSION)
 	touch $@
 
 # Python packages that people use with our files; only tests need them.
@@ -91,6 +94,22 @@ asan: $(VENV_READY)
 	$(NINJA) -C build-asan -j $(JOBS)
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(CTEST) --test-dir build-asan --output-on-failure -j $(JOBS) -LE interop --timeout 900
+
+# apt install clang-14 libclang-rt-14-dev, or a later one with CLANG=clang++-16.
+CLANG ?= clang++-14
+HARNESS ?= dcp_metadata hub model_config pickle safetensors shard_index tokenizer zip
+FUZZ_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+fuzz: $(VENV_READY)
+	$(CMAKE) -S . -B build-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(NINJA)) -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_CXX_COMPILER=$(CLANG) -DFATHOM_FUZZ=ON -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_WERROR=OFF \
+	  -DFATHOM_SANITIZE=address,undefined >/dev/null
+	$(NINJA) -C build-fuzz -j $(JOBS) $(addsuffix _fuzz,$(HARNESS))
+	for h in $(HARNESS); do \
+	  mkdir -p build-fuzz/corpus/$$h; \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 build-fuzz/$${h}_fuzz -max_total_time=$(FUZZ_SECONDS) \
+	    -timeout=20 -print_final_stats=1 -artifact_prefix=build-fuzz/$${h}_ -dict=tests/fuzz/dict/$$h.dict \
+	    build-fuzz/corpus/$$h tests/fuzz/corpus/$$h; \
+	done
 
 fmt: $(VENV_READY)
 	.venv/bin/pip install -q --disable-pip-version-check clang-format==$(CLANG_FORMAT_VERSION)

@@ -8,6 +8,7 @@
 #include "fathom/checkpoint/prepare_spmd.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
+#include "hub_download.h"
 #include "name_dialect.h"
 #include "run_hints.h"
 
@@ -49,6 +50,7 @@ int run_pipeline(const config::ParsedCommand& command) {
   functions.convert_to_torch_dist = [&](const std::string& from, const std::string& to) {
     convert(ctx, from, to);
   };
+  functions.hub = hub_functions(o);
   functions.train = [&](const config::Options& options) { train(ctx, command, options); };
   Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();
   return 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "fathom/base/error.h"
@@ -78,9 +79,44 @@ void add_model(const std::string& path, Json& found) {
   }
 }
 
+// How the tensors are cut and laid out, and the sizes of the job that wrote them, where it said so.
+Json describe_layout(const DcpReader& reader) {
+  std::set<std::string> files, ranks;
+  int64_t num_chunks = 0, num_cut = 0;
+  const auto note = [&](const std::string& file) {  // "__<rank>_<n>.distcp"
+    files.insert(file);
+    ranks.insert(file.substr(0, file.rfind('_')));
+  };
+  for (const auto& [key, tensor] : reader.metadata().tensors) {
+    for (const DcpChunk& chunk : tensor.chunks) note(chunk.file);
+    num_chunks += static_cast<int64_t>(tensor.chunks.size());
+    num_cut += tensor.chunks.size() > 1 ? 1 : 0;
+  }
+  for (const auto& [key, bytes] : reader.metadata().bytes) note(bytes.file);
+  return {{"files", files.size()},
+          {"ranks", ranks.size()},
+          {"chunks", num_chunks},
+          {"tensors_in_pieces", num_cut},
+          {"objects", reader.metadata().bytes.size()}};
+}
+
+void add_job(const DcpReader& reader, Json& found) {
+  if (!file_exists(join_path(reader.directory(), "common.pt"))) return;
+  const Json common = reader.read_common();
+  if (!common.is_object()) return;
+  if (common.contains("iteration")) found["step"] = common["iteration"];
+  if (!common.contains("args") || !common["args"].is_object()) return;
+  for (const char* name :
+       {"world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size",
+        "expert_model_parallel_size", "expert_tensor_parallel_size", "context_parallel_size"})
+    if (common["args"].contains(name)) found["layout"][name] = common["args"][name];
+}
+
 Json inspect_torch_dist(const std::string& path) {
   const DcpReader reader(path);
   Json found = start("torch_dist", path);
+  found["layout"] = describe_layout(reader);
+  add_job(reader, found);
   found["num_tensors"] = reader.metadata().tensors.size();
   found["types"] = Json::object();
   found["tensors"] = Json::array();
@@ -181,6 +217,8 @@ Json inspect_path(const std::string& path) {
   FATHOM_CHECK(directory_exists(path), "nothing at ", path);
   if (has_file(path, kIndexName) || has_file(path, kSingleFileName)) {
     Json found = inspect_shards(path);
+    const std::string record = join_path(path, ".cache/huggingface/fathom.json");
+    if (file_exists(record)) found["download"] = read_json_file(record);
     add_model(path, found);
     return found;
   }
@@ -217,7 +255,13 @@ std::string inspect_table(const Json& found) {
                   ", ", found["num_tensors"].dump(), " tensors, ", found["bytes"].dump(), " bytes");
   if (found.contains("num_files")) text += ", " + found["num_files"].dump() + " files";
   if (found.contains("names")) text += ", " + found["names"].get<std::string>() + " names";
+  if (found.contains("step")) text += ", step " + found["step"].dump();
   text += "\n";
+  if (found.contains("download")) text += "downloaded: " + found["download"].dump() + "\n";
+  if (found.contains("layout")) {
+    for (const auto& item : found["layout"].items())
+      text += str_cat("  ", padded(item.key(), 29), item.value().dump(), "\n");
+  }
   if (found.contains("model")) {
     for (const auto& item : found["model"].items()) {
       text += str_cat("  ", padded(item.key(), 18), item.value().dump(), "\n");

@@ -11,8 +11,9 @@ namespace fathom {
 /// checkpoints or the directory of a run.
 /// @return {"kind", "path", ...}: "kind" is "safetensors", "model", "torch_dist", "checkpoints" or
 /// "run". The first three list "tensors" [{"name", "dtype", "shape", "bytes"}] and sum them up in
-/// "types"; a model adds "names" (the dialect), "model" (its sizes) and, where the tensors do not
-/// fit the configuration, "problem".
+/// "types"; torch_dist adds "step" and "layout" (files, ranks, pieces, sizes of the job that wrote
+/// it), a model that was downloaded "download" (repository and commit), a model "names" (the
+/// dialect), "model" (its sizes) and, where the tensors do not fit the configuration, "problem".
 /// Errors: UserError for a damaged file and for a path that holds none of these.
 Json inspect_path(const std::string& path);
 

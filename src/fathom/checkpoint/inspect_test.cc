@@ -2,10 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
+#include <fstream>
 
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
+#include "fathom/base/file_hash.h"
+#include "fathom/checkpoint/dcp_reader.h"
+#include "fathom/checkpoint/inspect_diff.h"
+#include "fathom/checkpoint/inspect_verify.h"
 #include "fathom/checkpoint/load.h"
 #include "fathom/checkpoint/prepare_spmd.h"
 #include "fathom/checkpoint/training_state.h"
@@ -104,6 +110,139 @@ TEST(InspectTest, AnythingElseIsRefused) {
   EXPECT_THROW(inspect_path(dir + "/nowhere"), UserError);
   write_file_atomic(dir + "/notes.txt", "not tensors");
   EXPECT_THROW(inspect_path(dir + "/notes.txt"), UserError);
+}
+
+// Copies a golden model and changes bytes of one tensor's file.
+std::string copy_of(const std::string& model, const std::string& name) {
+  const std::string dir = fresh_directory(name);
+  fs::copy(kGolden + model + "/model", dir, fs::copy_options::recursive);
+  return dir;
+}
+
+void flip_byte(const std::string& path, int64_t at) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(at);
+  const char byte = static_cast<char>(file.get() ^ 1);
+  file.seekp(at);
+  file.put(byte);
+}
+
+TEST(InspectTest, LayoutOfTorchDist) {
+  const Json found = inspect_path(kGolden + "python_dcp/checkpoint");
+  EXPECT_EQ(found["layout"]["files"], 2);
+  EXPECT_EQ(found["layout"]["ranks"], 2);
+  EXPECT_GT(found["layout"]["tensors_in_pieces"], 0);
+  expect_contains(inspect_table(found), {"tensors_in_pieces"});
+}
+
+TEST(InspectDiffTest, EqualAndChangedModels) {
+  const std::string dir = copy_of("small", "diff");
+  const Json equal = diff_checkpoints(kGolden + "small/model", dir);
+  EXPECT_TRUE(equal["equal"]);
+  expect_contains(diff_table(equal), {"0 differ", "\nequal\n"});
+
+  // One element of one tensor moves by a known amount.
+  const TensorShards shards(dir);
+  const StoredTensor* norm = shards.find("norm.weight");
+  ASSERT_NE(norm, nullptr);
+  const float old = reinterpret_cast<const float*>(norm->data())[3];
+  std::fstream file(dir + "/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(norm->entry->begin + 3 * 4);
+  const float changed = old + 0.25f;
+  file.write(reinterpret_cast<const char*>(&changed), 4);
+  file.close();
+  const Json diff = diff_checkpoints(kGolden + "small/model", dir);
+  EXPECT_FALSE(diff["equal"]);
+  ASSERT_EQ(diff["different"].size(), 1u);
+  const Json& found = diff["different"][0];
+  EXPECT_EQ(found["name"], "norm.weight");
+  EXPECT_EQ(found["num_different"], 1);
+  EXPECT_EQ(found["first_different"], 3);
+  EXPECT_EQ(found["max_abs_diff"].get<double>(), std::fabs(double{changed} - double{old}));
+  EXPECT_EQ(diff["num_equal"].get<size_t>() + 1, shards.tensors().size());
+}
+
+TEST(InspectDiffTest, DialectsTypesShapesAndNames) {
+  // The same model under other names, in FP4 and FP8 here, in FP8 and other layouts there.
+  const Json dialects =
+      diff_checkpoints(kGolden + "small_official/model", kGolden + "small_sgl/model");
+  EXPECT_GT(dialects["num_equal"], 0);
+  for (const Json& d : dialects["different"])
+    EXPECT_TRUE(d["a"] != d["b"] || d.contains("max_abs_diff")) << d;
+  const Json others = diff_checkpoints(kGolden + "small/model", kGolden + "small/case.safetensors");
+  EXPECT_FALSE(others["only_in_a"].empty());
+  EXPECT_FALSE(others["only_in_b"].empty());
+  EXPECT_THROW(diff_checkpoints(kGolden + "small/model", kGolden + "python_dcp/checkpoint"),
+               UserError);
+}
+
+TEST(InspectDiffTest, NotANumberOnOneSide) {
+  const std::string a = copy_of("small", "nan_a"), b = copy_of("small", "nan_b");
+  const int64_t at = TensorShards(b).find("norm.weight")->entry->begin;
+  std::fstream file(b + "/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(at);
+  const float nan = std::nanf("");
+  file.write(reinterpret_cast<const char*>(&nan), 4);
+  file.close();
+  const Json diff = diff_checkpoints(a, b);
+  EXPECT_TRUE(diff["different"].at(0)["max_abs_diff"].is_null());
+  expect_contains(diff_table(diff), {"largest difference not a number"});
+}
+
+TEST(InspectDiffTest, TorchDistHoweverItIsCut) {
+  const std::string dir = fresh_directory("diff_dist");
+  fs::copy(kGolden + "python_dcp/checkpoint", dir, fs::copy_options::recursive);
+  EXPECT_TRUE(diff_checkpoints(dir, kGolden + "python_dcp/checkpoint")["equal"]);
+}
+
+TEST(InspectVerifyTest, SoundPlacesHaveNoProblems) {
+  for (const char* place : {"small/model", "small_official/model", "small_sgl/model",
+                            "python_dcp/checkpoint", "small/case.safetensors"}) {
+    const Json report = verify_path(kGolden + place);
+    EXPECT_TRUE(report["ok"]) << report.dump(1);
+    EXPECT_GT(report["bytes"], 0);
+    EXPECT_FALSE(report["files"].empty());
+  }
+  EXPECT_THROW(verify_path(fresh_directory("verify_nothing")), UserError);
+}
+
+TEST(InspectVerifyTest, DamageIsFoundWhereverItIs) {
+  const std::string dir = fresh_directory("verify_dist");
+  fs::copy(kGolden + "python_dcp/checkpoint", dir, fs::copy_options::recursive);
+  const DcpReader reader(dir);
+  const DcpChunk& chunk = reader.metadata().tensors.begin()->second.chunks[0];
+  flip_byte(dir + "/" + chunk.file, chunk.offset + 704);  // in the elements
+  expect_contains(verify_table(verify_path(dir)), {"problem: ", "1 problem", chunk.file});
+
+  const std::string model = copy_of("small_official", "verify_model");
+  fs::resize_file(model + "/model-00002-of-00003.safetensors", 5000);
+  const Json report = verify_path(model);
+  EXPECT_FALSE(report["ok"]);
+  expect_contains(verify_table(report), {"model-00002-of-00003.safetensors", "truncated"});
+  fs::remove(model + "/model-00002-of-00003.safetensors");
+  EXPECT_FALSE(verify_path(model)["ok"]);
+}
+
+TEST(InspectVerifyTest, HashesOfDownloads) {
+  const std::string dir = copy_of("small", "verify_hub");
+  const std::string notes = dir + "/.cache/huggingface/download/";
+  make_directories(notes);
+  const auto note = [&](const std::string& name, const std::string& hash, const char* time) {
+    write_file_atomic(notes + name + ".metadata",
+                      std::string(40, 'a') + "\n" + hash + "\n" + time + "\n");
+  };
+  note("model.safetensors", file_sha256(dir + "/model.safetensors"), "9999999999.5");
+  note("config.json", file_git_sha1(dir + "/config.json"), "9999999999.5");
+  const Json good = verify_path(dir);
+  EXPECT_TRUE(good["ok"]);
+  expect_contains(verify_table(good), {"header, sha256", "json, git sha1"});
+  flip_byte(dir + "/model.safetensors",
+            static_cast<int64_t>(fs::file_size(dir + "/model.safetensors")) - 1);
+  expect_contains(verify_table(verify_path(dir)), {"the Hub promised", "1 problem"});
+  note("model.safetensors", std::string(64, '0'), "1.0");  // changed after the download
+  const Json changed = verify_path(dir);
+  EXPECT_TRUE(changed["ok"]);
+  expect_contains(verify_table(changed), {"was changed after its download"});
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ const std::vector<CommandInfo>& all_commands() {
       {Command::kTokenize, "tokenize", "text to token ids and back"},
       {Command::kExportHf, "export-hf", "training checkpoint to Hugging Face safetensors"},
       {Command::kInspect, "inspect", "what is in a checkpoint or a run directory"},
+      {Command::kDownload, "download", "a model or data set from a Hub"},
   };
   return commands;
 }

@@ -22,6 +22,7 @@ enum class Command {
   kTokenize,
   kExportHf,
   kInspect,
+  kDownload,
   kServe,
 };
 

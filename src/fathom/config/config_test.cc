@@ -196,8 +196,27 @@ TEST(ParseTest, HelpIsNeverRefused) {
   EXPECT_TRUE(has(help_text(Command::kTrain), "(default 0.2; at least 0, below 1)"));
 }
 
-TEST(ParseTest, PositionalArgumentsBelongToInspectAlone) {
+TEST(ParseTest, InspectTakesOnePathOrTwo) {
+  const auto complaint = [](const std::vector<std::string>& args) {
+    return error_of(args, {}, Command::kInspect);
+  };
+  EXPECT_EQ(parse({"--diff", "a", "b"}, {}, Command::kInspect).options.tool.diff.size(), 2u);
+  EXPECT_EQ(parse({"a", "--diff", "b"}, {}, Command::kInspect).options.tool.path, "a");
+  EXPECT_TRUE(has(complaint({}), "--path is missing"));
+  EXPECT_TRUE(has(complaint({"--diff", "a"}), "compares two paths, got 1"));
+  EXPECT_TRUE(has(complaint({"a", "--diff", "b", "c"}), "compares two paths, got 3"));
+  EXPECT_TRUE(has(complaint({"--diff", "a", "b", "--verify"}), "two jobs"));
+}
+
+TEST(ParseTest, PositionalArgumentsBelongToInspectAndDownload) {
   EXPECT_EQ(parse({"some/where"}, {}, Command::kInspect).options.tool.path, "some/where");
+  const HubOptions hub =
+      parse({"org/name", "a.json", "--dry-run", "b/c"}, {}, Command::kDownload).options.hub;
+  EXPECT_EQ(hub.repo, "org/name");
+  EXPECT_EQ(hub.files, (std::vector<std::string>{"a.json", "b/c"}));
+  EXPECT_TRUE(has(error_of({"a/b", "--cache-dir", "x", "--local-dir", "y"}, {}, Command::kDownload),
+                  "are two places"));
+  EXPECT_TRUE(has(error_of({"some/where"}), "stands alone"));
 }
 
 TEST_F(RecipeTest, UnknownDoubledAndMistypedKeysAreErrors) {

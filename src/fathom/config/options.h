@@ -70,6 +70,21 @@ struct LaunchOptions {
   std::string output_dir = "/root/shared_data";
 };
 
+enum class HubRepoType { kModel, kDataset, kSpace };
+
+/// The Hub client: `download`, and the stages that get models and data.
+struct HubOptions {
+  std::optional<std::string> repo;  // ORGANISATION/NAME
+  std::vector<std::string> files;   // paths in it; none: all
+  HubRepoType repo_type = HubRepoType::kModel;
+  std::string revision = "main";              // branch, tag or commit
+  std::vector<std::string> include, exclude;  // patterns
+  std::optional<std::string> cache_dir, local_dir;
+  bool force_download = false, dry_run = false;
+  std::optional<std::string> token;
+  int64_t max_workers = 8;
+};
+
 /// How the model is split over ranks. On the CPU every size is 1.
 struct ParallelOptions {
   int64_t tensor_model_parallel_size = 1;
@@ -84,7 +99,7 @@ struct ParallelOptions {
 
 /// Prompt files and how a row becomes tokens. Also the examples of `sft`.
 struct DataOptions {
-  std::optional<std::string> prompt_data;  // PATH or PATH@[a:b], .jsonl
+  std::optional<std::string> prompt_data;  // PATH or PATH@[a:b], .jsonl or .parquet
   std::string input_key = "input";
   std::optional<std::string> label_key;
   std::string metadata_key = "metadata";
@@ -227,6 +242,8 @@ struct ToolOptions {
   std::vector<std::string> stop;
   // inspect
   std::optional<std::string> path;
+  std::vector<std::string> diff;  // two paths, or one to compare `path` with
+  bool verify = false;
   bool json = false;
 };
 
@@ -308,6 +325,7 @@ struct SourceOptions {
 struct Options {
   RuntimeOptions runtime;
   LaunchOptions launch;
+  HubOptions hub;
   ParallelOptions parallel;
   DataOptions data;
   RolloutOptions rollout;

@@ -15,11 +15,12 @@ bool is_known_model(const std::string& name) {
 
 void check_launch(const ParsedCommand& p, Complaints& out) {
   const LaunchOptions& o = p.options.launch;
-  if (!o.hf_checkpoint && !is_known_model(o.model_name))
+  if (!o.hf_checkpoint && !o.model_org && !is_known_model(o.model_name))
     out.push_back(
         {{"model-name", "hf-checkpoint"},
          str_cat("--model-name ", o.model_name, " is none of ", kFlash, ", ", kFlash4Layer, ", ",
-                 kPro, ", ", kTiny, "; another name needs --hf-checkpoint DIR")});
+                 kPro, ", ", kTiny,
+                 "; another name needs --hf-checkpoint DIR, or --model-org to download it")});
   if (o.model_name.empty() || o.model_name.find('/') != std::string::npos)
     out.push_back({{"model-name"},
                    str_cat("--model-name: '", o.model_name,
@@ -156,6 +157,19 @@ void check_optimizer(const ParsedCommand& p, Complaints& out) {
                            " must be at least --lr-warmup-iters, which is ", o.lr_warmup_iters)});
 }
 
+void check_inspect(const ParsedCommand& p, Complaints& out) {
+  const ToolOptions& o = p.options.tool;
+  const size_t num_paths = o.diff.size() + (o.path ? 1 : 0);
+  if (num_paths == 0)
+    out.push_back({{"path"}, "--path is missing: a checkpoint, a safetensors file or a run"});
+  else if (!o.diff.empty() && num_paths != 2)
+    out.push_back(
+        {{"path", "diff"},
+         str_cat("--diff compares two paths, got ", num_paths, ": --diff A B, or PATH --diff B")});
+  if (!o.diff.empty() && o.verify)
+    out.push_back({{"diff", "verify"}, "--diff and --verify are two jobs; give one of them"});
+}
+
 void check_sft(const ParsedCommand& p, Complaints& out) {
   const Options& o = p.options;
   if (o.sft.init == SftInit::kCheckpoint && !o.launch.hf_checkpoint)
@@ -200,7 +214,11 @@ std::vector<Complaint> check_rules(const ParsedCommand& p) {
   if (contains(kPipeline | set_of(Command::kEval), p.command)) check_eval_pairs(p, out);
   if (contains(kTraining | set_of(Command::kSft), p.command)) check_optimizer(p, out);
   if (p.command == Command::kSft) check_sft(p, out);
+  if (p.options.hub.cache_dir && p.options.hub.local_dir)
+    out.push_back({{"cache-dir", "local-dir"},
+                   "--cache-dir and --local-dir are two places; give one of them"});
   if (p.command == Command::kServe) check_serve(p, out);
+  if (p.command == Command::kInspect) check_inspect(p, out);
   return out;
 }
 

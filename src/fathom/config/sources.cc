@@ -74,8 +74,14 @@ class WordReader {
  private:
   void read_positional(const std::string& word) {
     ++next_;
-    for (const Option& row : table_.rows())
-      if (row.is_positional) return add(&row, {word}, "--" + row.name);
+    // In the order of the rows; the last one takes the rest when it is a list.
+    const Option* last = nullptr;
+    for (const Option& row : table_.rows()) {
+      if (!row.is_positional) continue;
+      last = &row;
+      if (row.is_list() || !is_assigned(row)) break;
+    }
+    if (last != nullptr) return add(last, {word}, "--" + last->name);
     problems_.push_back(str_cat("'", word, "' stands alone; options begin with --"));
   }
 
@@ -115,6 +121,11 @@ class WordReader {
     if (next_ >= words_.size()) return false;
     const std::string& word = words_[next_];
     return word.size() <= 2 || !word.starts_with("--");
+  }
+
+  bool is_assigned(const Option& row) const {
+    return std::any_of(assignments_.begin(), assignments_.end(),
+                       [&](const Assignment& a) { return a.row == &row; });
   }
 
   void add(const Option* row, std::vector<std::string> values, const std::string& origin) {

@@ -130,6 +130,7 @@ class OptionTable {
 
 // One file each.
 void describe_launch_options(OptionTable& table, Options& options);    // table_launch.cc
+void describe_hub_options(OptionTable& table, Options& options);       // table_hub.cc
 void describe_rollout_options(OptionTable& table, Options& options);   // table_rollout.cc
 void describe_train_options(OptionTable& table, Options& options);     // table_train.cc
 void describe_tool_options(OptionTable& table, Options& options);      // table_tools.cc

@@ -41,10 +41,12 @@ void describe_places(OptionTable& table, Options& options) {
   table
       .add("model-name", &o.model_name,
            "DeepSeek-V4-Flash-FP8, DeepSeek-V4-Flash-FP8-4layer, DeepSeek-V4-Pro-FP8 or "
-           "DeepSeek-V4-Tiny-FP8; with --hf-checkpoint any name, which then only names the outputs")
+           "DeepSeek-V4-Tiny-FP8; any name with --hf-checkpoint, where it only names the outputs, "
+           "or "
+           "with --model-org, whose model is downloaded")
       .for_commands(reads_model);
   table.add("model-org", &o.model_org,
-            "organisation on the hub; unset: sgl-project, Pinaster for the 4-layer model");
+            "organisation on the Hub; unset: sgl-project, Pinaster for the 4-layer model");
   table
       .add("hf-checkpoint", &o.hf_checkpoint,
            "directory of an existing checkpoint; the download is skipped")

@@ -14,7 +14,7 @@ void describe_data(OptionTable& table, Options& options) {
   table.group("Data", kReadsPrompts);
   table
       .add("prompt-data", &o.prompt_data,
-           "prompts, a .jsonl file; PATH@[a:b] takes rows a to b. The examples of sft")
+           "prompts, a .jsonl or .parquet file; PATH@[a:b] takes rows a to b. The examples of sft")
       .path()
       .for_commands(kPipeline | set_of(Command::kSft))
       .required_for(kTraining | set_of(Command::kSft));

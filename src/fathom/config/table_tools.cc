@@ -21,8 +21,10 @@ void describe_files(OptionTable& table, Options& options) {
   table.group("Inspect", set_of(Command::kInspect));
   table.add("path", &o.path, "a checkpoint, a torch_dist directory, a safetensors file or a run")
       .path()
-      .positional()
-      .required_for(set_of(Command::kInspect));
+      .positional();
+  table.add("diff", &o.diff, "A B: what differs between two checkpoints; or PATH --diff B");
+  table.add("verify", &o.verify,
+            "read every byte: checksums, and hashes of downloads where they are known");
   table.add("json", &o.json, "print JSON, with every tensor, in place of a table");
 }
 

@@ -5,16 +5,12 @@
 #include <optional>
 
 #include "fathom/base/error.h"
-#include "fathom/base/file.h"
 #include "fathom/base/log.h"
+#include "fathom/data/gsm8k.h"
+#include "fathom/data/rows.h"
 
 namespace fathom {
 namespace {
-
-struct RowRange {
-  int64_t begin = 0;
-  std::optional<int64_t> end;
-};
 
 /// Splits "file.jsonl@[a:b]"; either number may be left out.
 std::string split_row_range(const std::string& path, RowRange* range) {
@@ -86,22 +82,12 @@ PromptFile read_prompts(const std::string& path_with_range, const PromptFileOpti
                         const RenderPrompt& render, const Tokenize& tokenize) {
   RowRange range;
   const std::string path = split_row_range(path_with_range, &range);
-  FATHOM_CHECK(path.ends_with(".jsonl"), "prompt file ", path,
-               ": this build reads .jsonl files only\n  fix: convert it, one JSON object a line");
-  const std::string text = read_file(path);
   PromptFile file;
-  int64_t line_number = 0, row_number = 0;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string line = text.substr(begin, end - begin);
-    begin = end + 1;
-    ++line_number;
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const int64_t row = row_number++;
-    if (row < range.begin || (range.end && row >= *range.end)) continue;
-    const std::string origin = str_cat(path, " line ", line_number);
+  for_each_row(path, range, [&](const Row& row) {
     try {
-      Prompt prompt = parse_row(parse_json(line, origin), origin, options, render, tokenize);
+      Json fields = row.parse();
+      complete_gsm8k_row(options, &fields);
+      Prompt prompt = parse_row(fields, row.origin, options, render, tokenize);
       if (options.max_prompt_tokens > 0 &&
           static_cast<int64_t>(prompt.tokens.size()) > options.max_prompt_tokens) {
         ++file.num_too_long;
@@ -110,11 +96,11 @@ PromptFile read_prompts(const std::string& path_with_range, const PromptFileOpti
       }
     } catch (const UserError& e) {
       if (!options.skip_bad_lines) {
-        throw UserError(str_cat(e.what(), "\n  fix: mend the line, or pass --skip-bad-lines"));
+        throw UserError(str_cat(e.what(), "\n  fix: mend it, or pass --skip-bad-lines"));
       }
       ++file.num_bad_lines;
     }
-  }
+  });
   if (file.num_too_long > 0) {
     log_info("Filtered ", file.num_too_long,
              " samples longer than max_length=", options.max_prompt_tokens, ".");

@@ -1,4 +1,4 @@
-// Reading prompt files: one JSON object a line, rendered to text and token ids.
+// Reading prompt files, jsonl or parquet, whose rows are rendered to text and token ids.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@ struct PromptFileOptions {
   std::string input_key = "input";
   std::string label_key;                     // empty: no labels
   std::string label_option = "--label-key";  // what messages call it
+  bool label_is_graded = true;  // of a worked-out answer of gsm8k the final one is the label
   std::string metadata_key = "metadata";
   std::string tool_key = "tools";
   bool apply_chat_template = false;
@@ -39,9 +40,9 @@ struct PromptFile {
   int64_t num_too_long = 0;   // left out
 };
 
-/// Reads `path`, optionally followed by "@[a:b]" (rows a to b). `.jsonl` files; blank lines are
-/// skipped. Errors: UserError naming file, line and key: bad JSON, missing input or label, unknown
-/// suffix, or no prompt left.
+/// Reads `path`, optionally followed by "@[a:b]" (rows a to b). `.jsonl` and `.parquet` (rows.h);
+/// rows of gsm8k need no mapping (gsm8k.h). Errors: UserError naming file, line or row, and key:
+/// bad JSON, missing input or label, unknown suffix, or no prompt left.
 PromptFile read_prompts(const std::string& path, const PromptFileOptions& options,
                         const RenderPrompt& render, const Tokenize& tokenize);
 

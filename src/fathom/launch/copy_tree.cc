@@ -33,7 +33,10 @@ std::vector<std::string> files_below(const std::string& directory) {
   std::vector<std::string> files;
   for (fs::recursive_directory_iterator it(directory, error), end; !error && it != end;
        it.increment(error))
-    if (it->is_regular_file()) files.push_back(fs::relative(it->path(), directory).string());
+    if (it->is_directory() && it.depth() == 0 && it->path().filename() == ".cache")
+      it.disable_recursion_pending();  // a Hub client's notes on this directory
+    else if (it->is_regular_file())
+      files.push_back(fs::relative(it->path(), directory).string());
   FATHOM_CHECK(!error, "cannot list ", directory, ": ", error.message());
   std::sort(files.begin(), files.end());
   return files;

@@ -1,5 +1,6 @@
 #include "fathom/launch/stages.h"
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <thread>
@@ -45,20 +46,33 @@ std::unique_ptr<FileLock> wait_for_lock(const std::string& path) {
   }
 }
 
+}  // namespace
+
+/// The files of a task, below data_dir/<directory>.
 struct DataSet {
-  std::string repository;          // on the hub; empty: built in
-  std::vector<std::string> files;  // below data_dir
+  std::string repository;  // on the Hub; empty: built in
+  std::string directory;
+  std::vector<std::string> files;
+  // Where the same rows lie when there is no such repository: theirs[i] becomes files[i].
+  std::string other_repository = {};
+  std::vector<std::string> theirs = {};
 };
+
+namespace {
 
 std::vector<DataSet> data_sets(Task task) {
   switch (task) {
     case Task::kDapoAime:
-      return {{"zhuzilin/dapo-math-17k", {"dapo-math-17k/dapo-math-17k.jsonl"}},
-              {"zhuzilin/aime-2024", {"aime-2024/aime-2024.jsonl"}}};
+      return {{"zhuzilin/dapo-math-17k", "dapo-math-17k", {"dapo-math-17k.jsonl"}},
+              {"zhuzilin/aime-2024", "aime-2024", {"aime-2024.jsonl"}}};
     case Task::kGsm8k:
-      return {{"zhuzilin/gsm8k", {"gsm8k/train.parquet", "gsm8k/test.parquet"}}};
+      return {{"zhuzilin/gsm8k",
+               "gsm8k",
+               {"train.parquet", "test.parquet"},
+               "openai/gsm8k",
+               {"main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet"}}};
     case Task::kDigitSum:
-      return {{"", {"digit_sum/train.jsonl", "digit_sum/heldout.jsonl"}}};
+      return {{"", "digit_sum", {"train.jsonl", "heldout.jsonl"}}};
   }
   return {};
 }
@@ -147,36 +161,84 @@ void Launcher::download_model() {
     log_info("built-in model ", name, " -> ", to, ", ", copied.num_bytes, " bytes");
     return;
   }
-  if (has_checkpoint(to)) return skip("the download of the model", to + " is there");
-  throw ConfigError(str_cat("downloading ", derived_.model_org, "/", name,
-                            " is not built yet, and ", to, " holds no checkpoint",
-                            "\n  fix: put its files there, or give --hf-checkpoint DIR; the model ",
-                            config::kTiny, " comes with the program"));
+  const HubSource source{.repository = derived_.model_org + "/" + name,
+                         .revision = options_.hub.revision,
+                         .edited = {"config.json"}};  // rewrite_model_type
+  const bool is_from_hub = functions_.hub.has_notes && functions_.hub.has_notes(to);
+  if (has_checkpoint(to) && !is_from_hub)
+    return skip("the download of the model", to + " is there");
+  if (download(source, to) == HubOutcome::kUnchanged) return;
+  // What was made of another version is not a result of this one.
+  remove_file(join_path(derived_.bf16_path, kShardIndex));
+  remove_file(join_path(derived_.torch_dist_path, kTracker));
+}
+
+/// full-train leaves a complete download alone, so that a run that goes on has the same model; the
+/// stage alone asks the Hub for a newer one.
+HubOutcome Launcher::download(const HubSource& source, const std::string& to) {
+  const HubFunctions& hub = functions_.hub;
+  if (!hub.download)
+    throw ConfigError(str_cat("downloading ", source.repository, ": this build has no Hub client, ",
+                              "and ", to, " does not hold it",
+                              "\n  fix: put its files there, or build with -DFATHOM_HUB=ON; for a ",
+                              "model --hf-checkpoint DIR, for data --prompt-data FILE"));
+  if (command_.command == Command::kFullTrain && hub.is_downloaded(source, to)) {
+    skip("the download of " + source.repository, to + " is complete");
+    return HubOutcome::kUnchanged;
+  }
+  const HubOutcome outcome = hub.download(source, to);
+  FATHOM_CHECK(outcome != HubOutcome::kNoSuchRepository || source.is_dataset, "the Hub has no ",
+               source.repository,
+               "\n  fix: check --model-name and --model-org, or give a token by ", "HF_TOKEN");
+  return outcome;
 }
 
 void Launcher::download_data() {
-  const std::string& data_dir = options_.launch.data_dir;
   for (const DataSet& set : data_sets(options_.launch.task)) {
-    std::string missing;
-    for (const std::string& file : set.files) {
-      const std::string to = join_path(data_dir, file);
-      if (set.repository.empty()) {
-        const CopyResult copied =
-            copy_file(join_path(recipe_dir_, "tiny/data/" + base_name(file)), to);
-        if (copied.num_copied > 0) log_info("built-in data -> ", to);
-      } else if (!file_exists(to)) {
-        missing += (missing.empty() ? "" : ", ") + to;
-      }
-    }
-    if (missing.empty()) continue;
-    if (command_.is_given("prompt-data")) {
-      skip("the download of " + set.repository, "--prompt-data is given");
+    if (!set.repository.empty()) {
+      download_set(set);
       continue;
     }
-    throw ConfigError(str_cat("downloading ", set.repository, " is not built yet, and ", missing,
-                              set.files.size() > 1 ? " are" : " is", " not there",
-                              "\n  fix: put the files there, or give --prompt-data FILE"));
+    for (const std::string& file : set.files) {
+      const std::string to = join_path(join_path(options_.launch.data_dir, set.directory), file);
+      const CopyResult copied = copy_file(join_path(recipe_dir_, "tiny/data/" + file), to);
+      if (copied.num_copied > 0) log_info("built-in data -> ", to);
+    }
   }
+}
+
+void Launcher::download_set(const DataSet& set) {
+  const std::string directory = join_path(options_.launch.data_dir, set.directory);
+  const auto is_there = [&] {
+    return std::all_of(set.files.begin(), set.files.end(), [&](const std::string& file) {
+      return file_exists(join_path(directory, file));
+    });
+  };
+  const bool is_from_hub = functions_.hub.has_notes && functions_.hub.has_notes(directory);
+  if (is_there() && !is_from_hub)
+    return skip("the download of " + set.repository, directory + " is there");
+  if (!is_there() && command_.is_given("prompt-data"))
+    return skip("the download of " + set.repository, "--prompt-data is given");
+
+  HubSource source{.repository = set.repository, .is_dataset = true};
+  HubSource other{.repository = set.other_repository, .is_dataset = true, .include = set.theirs};
+  const bool has_other = !set.other_repository.empty();
+  const bool had_other = has_other && is_from_hub && command_.command == Command::kFullTrain &&
+                         functions_.hub.is_downloaded(other, directory);
+  if (had_other)
+    skip("the download of " + other.repository, directory + " is complete");
+  else if (download(source, directory) != HubOutcome::kNoSuchRepository)
+    other.repository.clear();
+  else
+    FATHOM_CHECK(has_other && download(other, directory) != HubOutcome::kNoSuchRepository,
+                 "the Hub has no data set ", set.repository,
+                 "\n  fix: give --prompt-data FILE, or put the files into ", directory);
+  if (!other.repository.empty())
+    for (size_t i = 0; i < set.files.size(); ++i)
+      copy_file(join_path(directory, set.theirs[i]), join_path(directory, set.files[i]));
+  for (const std::string& file : set.files)
+    FATHOM_CHECK(file_exists(join_path(directory, file)), set.repository, " has no file ", file,
+                 "\n  fix: give --prompt-data FILE, or put the file into ", directory);
 }
 
 void Launcher::rewrite_model_type(const std::string& directory) const {

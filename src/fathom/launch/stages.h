@@ -7,11 +7,33 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "fathom/config/derived.h"
 #include "fathom/config/parse.h"
 
 namespace fathom {
+
+/// A repository on a Hub.
+struct HubSource {
+  std::string repository;  // "org/name"
+  bool is_dataset = false;
+  std::string revision = "main";
+  std::vector<std::string> include;  // patterns; none: all files
+  std::vector<std::string> edited;   // files that are changed here afterwards
+};
+
+enum class HubOutcome { kUnchanged, kChanged, kNoSuchRepository };
+
+/// The Hub client; empty functions in a build without one.
+struct HubFunctions {
+  /// Makes `to` hold the repository's files. Errors: UserError.
+  std::function<HubOutcome(const HubSource& source, const std::string& to)> download;
+  /// Whether it does already, told without the Hub.
+  std::function<bool(const HubSource& source, const std::string& to)> is_downloaded;
+  /// Whether a Hub client has put files there, as opposed to a person.
+  std::function<bool(const std::string& to)> has_notes;
+};
 
 /// The work itself, handed in so that this folder depends on none of it.
 struct StageFunctions {
@@ -21,9 +43,12 @@ struct StageFunctions {
   /// Checkpoint directory -> torch_dist directory, its tracker ("release") written last. Leaves a
   /// complete one alone.
   std::function<void(const std::string& from, const std::string& to)> convert_to_torch_dist;
+  HubFunctions hub;
   /// The loop. @param options with hf_checkpoint and ref_load filled in.
   std::function<void(const config::Options& options)> train;
 };
+
+struct DataSet;
 
 class Launcher {
  public:
@@ -40,6 +65,8 @@ class Launcher {
   void prepare_download();
   void download_model();
   void download_data();
+  void download_set(const DataSet& set);
+  HubOutcome download(const HubSource& source, const std::string& to);
   void rewrite_model_type(const std::string& directory) const;
   void prepare_single();
   void prepare_spmd();

@@ -143,6 +143,7 @@ PromptFile read_prompt_file(const config::Options& o, const std::string& path,
   const auto label_key =
       for_eval && o.eval.eval_label_key ? o.eval.eval_label_key : o.data.label_key;
   p.label_key = label_key.value_or("");
+  p.label_is_graded = label_option != "--response-key";
   p.metadata_key = o.data.metadata_key;
   p.tool_key = for_eval ? o.eval.eval_tool_key.value_or(o.data.tool_key) : o.data.tool_key;
   p.apply_chat_template = o.data.apply_chat_template;

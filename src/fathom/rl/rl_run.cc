@@ -103,7 +103,7 @@ void RlRun::set_precisions() {
 
 void RlRun::read_data() {
   if (!options_.data.prompt_data)
-    throw ConfigError("--prompt-data is needed: a .jsonl file of prompts");
+    throw ConfigError("--prompt-data is needed: a .jsonl or .parquet file of prompts");
   prompts_ = read_prompt_file(options_, *options_.data.prompt_data, tokenizer_, false).prompts;
   const std::vector<std::string>& eval = options_.eval.eval_prompt_data;
   if (!options_.launch.enable_eval || !options_.eval.eval_interval) return;

@@ -26,7 +26,7 @@ std::vector<SupervisedExample> read_supervised_examples(const config::Options& o
                                                         const Tokenizer& tokenizer,
                                                         int64_t max_tokens) {
   if (!options.data.prompt_data)
-    throw ConfigError("--prompt-data is needed: a .jsonl file of examples");
+    throw ConfigError("--prompt-data is needed: a .jsonl or .parquet file of examples");
   // The answer travels as the label: one reader of prompt files is enough.
   config::Options with_answer = options;
   with_answer.data.label_key = options.sft.response_key;

@@ -201,6 +201,8 @@ bool Engine::holds_no_state() const { return groups_.empty() || paused_ == Pause
 EngineCounters Engine::counters() const {
   EngineCounters counters = counters_;
   counters.num_preemptions = scheduler_.num_preemptions();
+  counters.num_preempted_prompt_tokens = scheduler_.num_preempted_prompt_tokens();
+  counters.num_preempted_answer_tokens = scheduler_.num_preempted_answer_tokens();
   counters.prefix_cache = memory_.cache().counters();
   counters.num_cached_pages = memory_.cache().num_pages();
   return counters;

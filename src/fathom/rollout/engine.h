@@ -68,8 +68,10 @@ struct EngineCounters {
   int64_t num_prompt_tokens = 0;      // computed, those of the cache not counted
   int64_t num_recomputed_tokens = 0;  // of preempted samples
   int64_t num_generated_tokens = 0;
+  int64_t num_verified = 0;  // times that drafts of a sample were computed
   int64_t num_drafted = 0, num_accepted = 0;
   int64_t num_preemptions = 0;
+  int64_t num_preempted_prompt_tokens = 0, num_preempted_answer_tokens = 0;
   PrefixCacheCounters prefix_cache;
   int64_t num_cached_pages = 0;  // now
   /// Share of drafted tokens that were right; 0 without any.
@@ -121,6 +123,9 @@ class Engine {
   EngineCounters counters() const;
   /// Bytes of states by kind, and the budget.
   const StatePools& state_pools() const { return space_->pools; }
+  const StateLayout& state_layout() const { return space_->layout; }
+  /// Share of the tokens still allowed that memory is set aside for; see Admission::kEstimate.
+  double reserved_share() const { return memory_.reserved_share(); }
 
   /// Forgets all cached prefixes.
   void flush_cache() { memory_.cache().clear(); }

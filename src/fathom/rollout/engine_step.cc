@@ -285,6 +285,8 @@ void Engine::settle_trials() {
       state->rewind(state->num_tokens() - num_wrong, trial.undo[num_right]);
     }
     Completion& completion = trial.sample->completion;
+    completion.num_verified += drafts.empty() ? 0 : 1;
+    counters_.num_verified += drafts.empty() ? 0 : 1;
     completion.num_drafted += static_cast<int64_t>(drafts.size());
     completion.num_accepted += static_cast<int64_t>(num_right);
     counters_.num_drafted += static_cast<int64_t>(drafts.size());

@@ -86,6 +86,7 @@ struct Completion {
   std::vector<std::pair<int64_t, int64_t>> weight_versions;
   int64_t num_cached_tokens = 0;              // of the prompt, not computed for this request
   int64_t num_preemptions = 0;                // times its state was taken away and computed again
+  int64_t num_verified = 0;                   // times that guesses were computed
   int64_t num_drafted = 0, num_accepted = 0;  // tokens that speculation guessed, and guessed right
   // Of the prompt's tokens from prompt_log_probs_from + 1 on, where asked for.
   std::vector<float> prompt_log_probs;

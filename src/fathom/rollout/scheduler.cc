@@ -175,8 +175,12 @@ bool Scheduler::waits_for_other(const RequestGroup& group) {
 void Scheduler::preempt(const Work& work) {
   memory().drop(work);
   (work.sample == nullptr ? work.group->num_prefilled : work.sample->num_computed) = 0;
-  if (work.sample != nullptr) ++work.sample->completion.num_preemptions;
+  if (work.sample != nullptr) {
+    ++work.sample->completion.num_preemptions;
+    num_preempted_answer_tokens_ += work.sample->num_tokens() - work.group->prompt_length();
+  }
   ++num_preemptions_;
+  num_preempted_prompt_tokens_ += work.group->prompt_length();
   std::erase(running_, work);
   waiting_.insert(work);
 }

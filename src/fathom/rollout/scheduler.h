@@ -150,6 +150,9 @@ class Scheduler {
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }  // slots in use
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_preemptions() const { return num_preemptions_; }
+  // Tokens of the preempted at that moment: of their prompts, and of what was generated.
+  int64_t num_preempted_prompt_tokens() const { return num_preempted_prompt_tokens_; }
+  int64_t num_preempted_answer_tokens() const { return num_preempted_answer_tokens_; }
 
  private:
   SchedulerMemory& memory();
@@ -171,6 +174,7 @@ class Scheduler {
   std::vector<Work> running_;            // by rank
   std::vector<RequestGroup*> prompted_;  // by rank: groups whose prompt's state may still be kept
   int64_t num_plans_ = 0, num_preemptions_ = 0;
+  int64_t num_preempted_prompt_tokens_ = 0, num_preempted_answer_tokens_ = 0;
   StepPlan plan_;
 };
 

@@ -58,6 +58,8 @@ class StateMemory : public SchedulerMemory {
   /// Told after every step, for the estimate.
   void note_step(int64_t num_preemptions, const std::vector<Work>& running);
 
+  double reserved_share() const { return share_; }
+
   /// Tokens of the prompt that may come from the cache.
   static int64_t max_cached(const Request& request);
 

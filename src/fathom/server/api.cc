@@ -30,6 +30,8 @@ const Api::Route* Api::find_route(const HttpRequest& request) {
       {"/get_model_info", "GET", nullptr, &Api::model_info},
       {"/server_info", "GET", nullptr, &Api::server_info},
       {"/get_server_info", "GET", nullptr, &Api::server_info},
+      {"/weight_version", "GET", nullptr, &Api::weight_version},
+      {"/get_weight_version", "GET", nullptr, &Api::weight_version},
       {"/v1/loads", "GET", nullptr, &Api::loads},
       {"/get_load", "GET", nullptr, &Api::loads},
       {"/v1/models", "GET", nullptr, &Api::models},

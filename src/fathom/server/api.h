@@ -65,6 +65,7 @@ class Api {
   HttpResponse server_info(const HttpRequest& request);
   HttpResponse loads(const HttpRequest& request);
   HttpResponse models(const HttpRequest& request);
+  HttpResponse weight_version(const HttpRequest& request);
   HttpResponse metrics(const HttpRequest& request);
   HttpResponse tokenize(const HttpRequest& request);
   HttpResponse detokenize(const HttpRequest& request);

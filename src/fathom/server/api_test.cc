@@ -258,7 +258,42 @@ TEST(ApiTest, ARetractedRequestGoesOnWithTheNewWeights) {
   EXPECT_EQ(server.post("/continue_generation", Json::object()).status, 200);
   const Json answer = held.get().json();
   EXPECT_EQ(answer["output_ids"].size(), 400u);
-  EXPECT_EQ(answer["meta_info"]["weight_version"], "two");
+  const Json& meta = answer["meta_info"];
+  EXPECT_EQ(meta["weight_version"], "two");
+  ASSERT_EQ(meta["weight_versions"].size(), 2u);
+  EXPECT_EQ(meta["weight_versions"][0]["version"], "default");
+  EXPECT_EQ(meta["weight_versions"][0]["end"], meta["weight_versions"][1]["start"]);
+  EXPECT_EQ(meta["weight_versions"][1]["end"], 400);
+  EXPECT_EQ(meta["total_retractions"], 1);
+  EXPECT_EQ(server.metric("sglang:num_retracted_requests_total"), 1);
+  EXPECT_EQ(server.metric("sglang:num_retracted_input_tokens_total"), 3);
+  EXPECT_GT(server.metric("sglang:num_retracted_output_tokens_total"), 0);
+  EXPECT_EQ(server.get("/get_weight_version").json()["weight_version"], "two");
+}
+
+TEST(ApiTest, APromptSentAgainComesFromTheCacheAndTheMetricsSayIt) {
+  TestServer server;
+  const Json body{
+      {"text", std::string(100, 'a') + "b"},
+      {"sampling_params", {{"max_new_tokens", 5}, {"ignore_eos", true}, {"sampling_seed", 1}}}};
+  const Json first = server.post("/generate", body).json();
+  const Json again = server.post("/generate", body).json();
+  EXPECT_EQ(first["meta_info"]["cached_tokens"], 0);
+  EXPECT_EQ(again["meta_info"]["cached_tokens"], 96) << "six pages of 16";
+  EXPECT_EQ(first["output_ids"], again["output_ids"]);
+  EXPECT_TRUE(server.becomes_idle());
+  EXPECT_EQ(server.metric("sglang:cached_tokens_total"), 96);
+  EXPECT_GT(server.metric("sglang:cache_hit_rate"), 0.4);
+  EXPECT_EQ(server.metric("sglang:page_size"), 16);
+  EXPECT_EQ(server.metric("sglang:queue_time_seconds_count"), 2);
+  EXPECT_GT(server.metric("fathom:state_used_bytes"), 0);
+  EXPECT_EQ(server.get("/flush_cache").status, 200);
+  EXPECT_TRUE(
+      TestServer::eventually([&] { return server.metric("fathom:state_used_bytes") == 0; }));
+  const Json state = server.get("/get_server_info").json()["internal_states"][0];
+  EXPECT_EQ(state["state_used_bytes"], 0);
+  EXPECT_EQ(state["num_cached_pages"], 0);
+  EXPECT_GT(state["resident_bytes"], 0);
 }
 
 TEST(ApiTest, TheQueueHasALimitAndIdsAreTakenOnce) {

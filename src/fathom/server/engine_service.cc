@@ -103,7 +103,7 @@ void EngineService::start(Job job, Clock::time_point submitted) {
   metrics_.prompt_length.observe(static_cast<double>(job.request.prompt_ids.size()));
   running.num_left = num_samples(job);
   running.submitted = submitted;
-  running.last_token.resize(job.request.seeds.size());
+  running.tokens.resize(job.request.seeds.size());
   running.job = std::move(job);
   running_.emplace(id, std::move(running));
 }
@@ -243,6 +243,7 @@ void EngineService::work() {
   while (take_commands(!can_step)) {
     can_step = false;
     try {
+      step_begin_ = Clock::now();
       if (engine_ != nullptr && !is_held_) can_step = engine_->step();
     } catch (const std::exception& e) {
       log_warning("engine: ", e.what());
@@ -254,6 +255,10 @@ void EngineService::work() {
       engine_.reset();
     }
     if (engine_ != nullptr) {
+      for (const Work& work : engine_->scheduler().running()) {
+        const auto found = running_.find(work.group->id);
+        if (found != running_.end()) note_started(&found->second);
+      }
       for (Completion& completion : engine_->take_completions()) deliver(std::move(completion));
     }
     publish();
@@ -271,20 +276,35 @@ void EngineService::work() {
   fail_all(503, "the server is shutting down");
 }
 
+void EngineService::note_started(Running* running) {
+  if (running->started != Clock::time_point()) return;
+  running->started = std::max(running->submitted, step_begin_);
+  const double waited = seconds_between(running->submitted, running->started);
+  metrics_.queue_time.observe(waited);
+  metrics_.waiting_stage.observe(waited);
+}
+
+void EngineService::note_time_of_token(Running* running, int64_t sample) {
+  const Clock::time_point now = Clock::now();
+  Running::Tokens& times = running->tokens[static_cast<size_t>(sample)];
+  if (times.first == Clock::time_point()) {
+    note_started(running);
+    metrics_.time_to_first_token.observe(seconds_between(running->submitted, now));
+    metrics_.prefill_stage.observe(seconds_between(running->started, now));
+    times.first = now;
+  } else {
+    metrics_.inter_token_latency.observe(seconds_between(times.last, now));
+  }
+  times.last = now;
+  ++rate_tokens_;
+}
+
 void EngineService::note_token(const Completion& so_far) {
   const auto found = running_.find(so_far.request_id);
   if (found == running_.end()) return;
   Running& running = found->second;
-  const Clock::time_point now = Clock::now();
-  Clock::time_point& last = running.last_token[static_cast<size_t>(so_far.sample)];
-  if (last == Clock::time_point()) {
-    metrics_.time_to_first_token.observe(seconds_between(running.submitted, now));
-  } else {
-    metrics_.inter_token_latency.observe(seconds_between(last, now));
-  }
-  last = now;
-  last_output_ = now;
-  ++rate_tokens_;
+  note_time_of_token(&running, so_far.sample);
+  last_output_ = Clock::now();
   if (running.job.wants_tokens) running.job.listener->on_token(running.job.item, so_far);
 }
 
@@ -293,15 +313,11 @@ void EngineService::deliver(Completion completion) {
   if (found == running_.end()) return;
   Running& running = found->second;
   const Clock::time_point now = Clock::now();
-  const Clock::time_point last = running.last_token[static_cast<size_t>(completion.sample)];
   const double num_tokens = static_cast<double>(completion.token_ids.size());
   if (completion.finish_reason != FinishReason::kAbort && num_tokens > 0) {
-    ++rate_tokens_;
-    if (last == Clock::time_point()) {
-      metrics_.time_to_first_token.observe(seconds_between(running.submitted, now));
-    } else {
-      metrics_.inter_token_latency.observe(seconds_between(last, now));
-    }
+    note_time_of_token(&running, completion.sample);
+    const Clock::time_point first = running.tokens[static_cast<size_t>(completion.sample)].first;
+    metrics_.decode_stage.observe(seconds_between(first, now));
   }
   metrics_.generation_tokens.add(num_tokens);
   metrics_.generation_length.observe(num_tokens);
@@ -309,11 +325,15 @@ void EngineService::deliver(Completion completion) {
   answer.seconds = seconds_between(running.submitted, now);
   metrics_.e2e_latency.observe(answer.seconds);
   answer.weight_version = version_names_[completion.weight_version];
+  for (const auto& [version, count] : completion.weight_versions) {
+    answer.weight_versions.emplace_back(version_names_[version], count);
+  }
   const bool is_aborted = completion.finish_reason == FinishReason::kAbort;
   if (is_aborted) answer.abort_message = running.abort_message;
   const int64_t id = completion.request_id;
   answer.completion = std::move(completion);
-  running.job.listener->on_answer(running.job.item, std::move(answer));
+  const std::shared_ptr<JobListener> listener = running.job.listener;
+  const int64_t item = running.job.item;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     --load_.num_unfinished;
@@ -325,6 +345,8 @@ void EngineService::deliver(Completion completion) {
     if (is_aborted) metrics_.num_aborted_requests.add(1);
     finish(id);
   }
+  // Last, so that whoever has the answer finds the engine without the request.
+  listener->on_answer(item, std::move(answer));
 }
 
 void EngineService::finish(int64_t id) {
@@ -354,10 +376,34 @@ void EngineService::publish() {
     metrics_.gen_throughput.set(static_cast<double>(rate_tokens_) / seconds);
     rate_begin_ = now;
     rate_tokens_ = 0;
+    if (engine_ != nullptr) {
+      const int64_t all = engine_->scheduler().num_preemptions();
+      metrics_.num_retracted.set(static_cast<double>(all - rate_preemptions_));
+      rate_preemptions_ = all;
+    }
+  }
+  // What has to be gathered is so a few times a second, and whenever nothing is left to do.
+  const bool is_due = seconds_between(published_, now) >= 0.1 || running_.empty();
+  TokenUsage tokens;
+  EngineCounters counters;
+  if (engine_ != nullptr && is_due) {
+    metrics_.take(*engine_);
+    tokens = token_usage(*engine_);
+    counters = engine_->counters();
+    published_ = now;
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   load_.num_running = engine_ == nullptr ? 0 : engine_->scheduler().num_running();
   load_.num_waiting = engine_ == nullptr ? 0 : engine_->scheduler().num_waiting();
+  if (engine_ != nullptr && is_due) {
+    load_.tokens = tokens;
+    load_.counters = counters;
+    load_.used_bytes = engine_->state_pools().used_bytes();
+    load_.budget_bytes = engine_->state_pools().budget_bytes();
+    load_.page_size = engine_->state_layout().page_size;
+  }
+  metrics_.utilization.set(static_cast<double>(load_.num_running) /
+                           static_cast<double>(options_.max_running_requests));
   metrics_.num_running.set(static_cast<double>(load_.num_running));
   metrics_.num_queued.set(static_cast<double>(load_.num_waiting));
   metrics_.num_paused.set(is_paused_ ? static_cast<double>(load_.num_unfinished) : 0.0);

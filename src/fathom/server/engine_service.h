@@ -25,8 +25,10 @@ namespace fathom {
 struct Answer {
   Completion completion;
   std::string weight_version;  // the name that was given to the weights
-  double seconds = 0;          // since the job was submitted
-  std::string abort_message;   // why it was aborted, if it was
+  /// Where the weights changed under way: each name with its number of tokens.
+  std::vector<std::pair<std::string, int64_t>> weight_versions;
+  double seconds = 0;         // since the job was submitted
+  std::string abort_message;  // why it was aborted, if it was
 };
 
 /// Told how a job goes, on the engine's thread: to be quick, and to call nothing of the service.
@@ -97,6 +99,10 @@ class EngineService {
   struct Load {
     int64_t num_running = 0, num_waiting = 0;  // samples, and prompts under way
     int64_t num_unfinished = 0;                // samples submitted and not answered
+    TokenUsage tokens;
+    int64_t used_bytes = 0, budget_bytes = 0;  // of states and cached prefixes; budget 0: no limit
+    int64_t page_size = 0;                     // tokens
+    EngineCounters counters;
   };
   Load load() const;
   /// Why the engine is lost; empty while it works.
@@ -112,7 +118,11 @@ class EngineService {
     Job job;
     int64_t num_left = 0;
     Clock::time_point submitted;
-    std::vector<Clock::time_point> last_token;  // of each sample; zero: none yet
+    Clock::time_point started;  // its first step; zero: it waits
+    struct Tokens {
+      Clock::time_point first, last;  // zero: none yet
+    };
+    std::vector<Tokens> tokens;  // of each sample
     std::string abort_message;
   };
 
@@ -126,6 +136,8 @@ class EngineService {
   void fail_all(int status, const std::string& message);
   void abort_matching(const std::function<bool(const std::string& rid)>& matches,
                       const std::string& message);
+  void note_started(Running* running);
+  void note_time_of_token(Running* running, int64_t sample);
   void publish();
 
   Options options_;
@@ -136,8 +148,8 @@ class EngineService {
   std::map<int64_t, Running> running_;  // by engine id
   std::map<int64_t, std::string> version_names_;
   bool is_held_ = false, is_retracted_ = false;
-  Clock::time_point rate_begin_;
-  int64_t rate_tokens_ = 0;
+  Clock::time_point step_begin_, rate_begin_, published_;
+  int64_t rate_tokens_ = 0, rate_preemptions_ = 0;
 
   std::atomic<Clock::time_point> last_output_{};
 

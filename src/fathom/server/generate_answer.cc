@@ -57,21 +57,24 @@ void add_output_log_probs(const GenerateItem& item, const Completion& c, const S
   }
 }
 
-/// Aligned with the prompt from logprob_start_len on; the first entry has no log-prob.
+/// Aligned with the prompt from logprob_start_len on; the prompt's first token has no log-prob.
 void add_input_log_probs(const GenerateItem& item, const Completion& c, const ServedModel& model,
                          Json* meta) {
   const LogProbJson as(model, item.options.return_text_in_logprobs);
   const Request& r = item.request;
   Json list = Json::array();
-  if (r.prompt_log_probs_from >= 0) {
+  if (item.options.logprob_start >= 0) {
+    const bool has_first = item.options.logprob_start == 0;
     const auto from = static_cast<size_t>(r.prompt_log_probs_from);
-    list.push_back(as.triple(r.prompt_ids[from], nullptr));
+    if (has_first) list.push_back(as.triple(r.prompt_ids[0], nullptr));
     for (size_t i = 0; i < c.prompt_log_probs.size(); ++i) {
       list.push_back(as.triple(r.prompt_ids[from + 1 + i], &c.prompt_log_probs[i]));
     }
-    if (r.lists.num_top > 0) (*meta)["input_top_logprobs"] = as.lists(c.prompt_lists.top, true);
+    if (r.lists.num_top > 0) {
+      (*meta)["input_top_logprobs"] = as.lists(c.prompt_lists.top, has_first);
+    }
     if (!r.lists.token_ids.empty()) {
-      (*meta)["input_token_ids_logprobs"] = as.lists(c.prompt_lists.listed, true);
+      (*meta)["input_token_ids_logprobs"] = as.lists(c.prompt_lists.listed, has_first);
     }
   } else {
     if (r.lists.num_top > 0) (*meta)["input_top_logprobs"] = Json::array();
@@ -112,8 +115,16 @@ Json base_meta(const GenerateItem& item, const std::string& rid, const Completio
             {"finish_reason", nullptr},
             {"prompt_tokens", item.request.prompt_ids.size()},
             {"completion_tokens", c.token_ids.size()},
+            {"cached_tokens", c.num_cached_tokens},
+            {"total_retractions", c.num_preemptions},
+            {"dp_rank", 0},
             {"weight_version", weight_version},
             {"sampling_seed", item.request.seeds[static_cast<size_t>(c.sample)]}};
+  if (c.num_verified > 0) {
+    meta["spec_verify_ct"] = c.num_verified;
+    meta["spec_accept_token_num"] = c.num_accepted;
+    meta["spec_draft_token_num"] = c.num_drafted;
+  }
   if (item.options.return_prompt_token_ids) meta["prompt_token_ids"] = item.request.prompt_ids;
   return meta;
 }
@@ -169,6 +180,15 @@ Json generate_answer_json(const GenerateItem& item, const std::string& rid, cons
   Json meta = base_meta(item, rid, c, answer.weight_version);
   meta["finish_reason"] = finish_reason_json(answer);
   meta["e2e_latency"] = answer.seconds;
+  if (!answer.weight_versions.empty()) {
+    Json spans = Json::array();
+    int64_t begin = 0;
+    for (const auto& [version, count] : answer.weight_versions) {
+      spans.push_back({{"version", version}, {"start", begin}, {"end", begin + count}});
+      begin += count;
+    }
+    meta["weight_versions"] = std::move(spans);
+  }
   if (item.options.return_logprob) {
     add_input_log_probs(item, c, model, &meta);
     add_output_log_probs(item, c, model, &meta);

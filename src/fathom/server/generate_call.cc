@@ -9,6 +9,7 @@
 namespace fathom {
 namespace {
 
+constexpr int64_t kMaxPriority = 1'000'000;  // the engine's
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
 /// Prompts of the call, and whether they came as a list.
@@ -95,7 +96,8 @@ void read_item(const Json& object, const ServedModel& model, GenerateItem* item)
   const int64_t num_top = fields.integer("top_logprobs_num", 0, 0, kMaxTopLogProbs);
   std::vector<int32_t> ids = fields.token_ids("token_ids_logprob", model.config.vocab_size);
   if (o.return_logprob) {
-    r.prompt_log_probs_from = from;
+    o.logprob_start = from;
+    r.prompt_log_probs_from = from > 0 ? from - 1 : from;  // the engine's are of what is behind it
     r.lists = {.num_top = num_top, .token_ids = std::move(ids)};
   }
   o.return_text_in_logprobs = fields.flag("return_text_in_logprobs", false);
@@ -154,14 +156,16 @@ GenerateCall parse_generate_call(const Json& body, const ServedModel& model) {
   fields.refuse({"extra_key", "cache_salt"}, "separate caches are not built");
   fields.refuse({"max_thinking_tokens"}, "a limit on thinking is not built");
   for (const char* key : {"routed_dp_rank", "data_parallel_rank"}) fields.integer(key, 0, -1, 0);
+  const int64_t priority = fields.integer("priority", 0, -kMaxPriority, kMaxPriority);
   // They change no answer here; routing_key is the router's.
-  fields.ignore({"routing_key", "priority", "log_metrics", "no_logs", "background",
-                 "conversation_id", "custom_labels", "require_reasoning"});
+  fields.ignore({"routing_key", "log_metrics", "no_logs", "background", "conversation_id",
+                 "custom_labels", "require_reasoning"});
   fields.refuse_unknown();
 
   for (size_t i = 0; i < num_prompts; ++i) {
     GenerateItem& item = call.items.emplace_back();
     item.request.prompt_ids = std::move(prompts.ids[i]);
+    item.request.priority = priority;
     const Json& values = per_prompt[i];
     const Json* sampling =
         values.contains("sampling_params") ? &values["sampling_params"] : nullptr;

@@ -14,6 +14,7 @@ namespace fathom {
 struct AnswerOptions {
   TextOptions text;
   bool return_logprob = false;
+  int64_t logprob_start = -1;  // first token of the prompt whose log-prob is told; -1: none
   bool return_text_in_logprobs = false;
   bool return_prompt_token_ids = false;
   bool return_routed_experts = false;

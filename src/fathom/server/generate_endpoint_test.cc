@@ -147,7 +147,7 @@ TEST_F(GenerateEndpointTest, PromptLogProbsAreAlignedWithThePrompt) {
   const std::vector<int32_t> prompt = {0, 75, 104, 99, 17};
   Request r{.prompt_ids = prompt, .seeds = {1}};
   r.sampling.max_new_tokens = 0;
-  r.prompt_log_probs_from = 2;
+  r.prompt_log_probs_from = 1;
   r.lists = {.num_top = 2, .token_ids = {8, 9}};
   const Completion expected = directly(r).at(0);
   const Json answer = generate({{"input_ids", prompt},
@@ -163,14 +163,13 @@ TEST_F(GenerateEndpointTest, PromptLogProbsAreAlignedWithThePrompt) {
   EXPECT_EQ(meta["finish_reason"], Json({{"type", "length"}, {"length", 0}}));
   const Json& values = meta["input_token_logprobs"];
   ASSERT_EQ(values.size(), 3u);
-  EXPECT_EQ(values[0], Json::array({nullptr, 104, "e"})) << "byte 101 is id 104";
-  for (size_t i = 0; i < 2; ++i) {
-    EXPECT_EQ(static_cast<float>(values[i + 1][0].get<double>()), expected.prompt_log_probs[i]);
-    EXPECT_EQ(values[i + 1][1], prompt[3 + i]);
+  EXPECT_EQ(values[0][2], "e") << "byte 101 is id 104";
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(static_cast<float>(values[i][0].get<double>()), expected.prompt_log_probs[i]);
+    EXPECT_EQ(values[i][1], prompt[2 + i]);
   }
   ASSERT_EQ(meta["input_top_logprobs"].size(), 3u);
-  EXPECT_TRUE(meta["input_top_logprobs"][0].is_null());
-  EXPECT_EQ(meta["input_top_logprobs"][1][0][1], expected.prompt_lists.top[0][0].token_id);
+  EXPECT_EQ(meta["input_top_logprobs"][0][0][1], expected.prompt_lists.top[0][0].token_id);
   EXPECT_EQ(meta["input_top_logprobs"][1].size(), 2u);
   EXPECT_EQ(meta["input_token_ids_logprobs"][2][1][1], 9);
   EXPECT_EQ(meta["output_token_logprobs"], Json::array());
@@ -183,9 +182,12 @@ TEST_F(GenerateEndpointTest, PromptLogProbsAreAlignedWithThePrompt) {
                               {"top_logprobs_num", {1, 0}},
                               {"token_ids_logprob", {{5}, nullptr}}});
   EXPECT_EQ(both[0]["meta_info"]["input_token_logprobs"].size(), 5u);
+  EXPECT_TRUE(both[0]["meta_info"]["input_token_logprobs"][0][0].is_null());
+  EXPECT_TRUE(both[0]["meta_info"]["input_top_logprobs"][0].is_null());
   EXPECT_EQ(both[0]["meta_info"]["output_top_logprobs"].size(), 3u);
   EXPECT_EQ(both[0]["meta_info"]["output_token_ids_logprobs"][2][0][1], 5);
   EXPECT_EQ(both[1]["meta_info"]["input_token_logprobs"].size(), 1u);
+  EXPECT_TRUE(both[1]["meta_info"]["input_token_logprobs"][0][0].is_number());
   EXPECT_FALSE(both[1]["meta_info"].contains("output_top_logprobs"));
 }
 

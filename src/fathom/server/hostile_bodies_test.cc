@@ -1,6 +1,9 @@
 // Bodies that are wrong get an error that names the field, and no body does harm.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <random>
 
 #include "fathom/server/test_server.h"
@@ -154,60 +157,165 @@ TEST(HostileBodiesTest, BadBodiesAre400AndNameTheField) {
   EXPECT_EQ(server.server().service().load().num_unfinished, 0);
 }
 
-TEST(HostileBodiesTest, MutatedBodiesNeverHarmTheServer) {
-  TestServer server;
+/// FATHOM_TEST_BODIES=100000 sends that many.
+int num_bodies() {
+  const char* text = std::getenv("FATHOM_TEST_BODIES");
+  return text == nullptr ? 2500 : std::atoi(text);
+}
+
+/// Requests over one connection for as long as the server keeps it.
+class KeptConnection {
+ public:
+  explicit KeptConnection(int port) : port_(port) {}
+
+  Reply post(const std::string& path, const std::string& body, std::mt19937& random) {
+    if (!socket_) socket_ = std::make_unique<RawSocket>(port_);
+    std::string request = str_cat("POST ", path, " HTTP/1.1\r\nHost: x\r\n");
+    if (random() % 4 != 0) {
+      request += str_cat("Content-Length: ", body.size(), "\r\n\r\n", body);
+    } else {
+      request += "Transfer-Encoding: chunked\r\n\r\n";
+      for (size_t at = 0; at < body.size();) {
+        const std::string piece = body.substr(at, 1 + random() % 100);
+        char size[16];
+        std::snprintf(size, sizeof size, "%zx\r\n", piece.size());
+        request += size + piece + "\r\n";
+        at += piece.size();
+      }
+      request += "0\r\n\r\n";
+    }
+    EXPECT_TRUE(socket_->send(request));
+    const std::string head = socket_->read_until("\r\n\r\n", 60'000);
+    Reply reply{status_of(head), head, ""};
+    const size_t at = head.find("Content-Length: ");
+    if (at != std::string::npos) {
+      reply.body = socket_->read_bytes(std::stoul(head.substr(at + 16)), 60'000);
+    } else {
+      reply.body = socket_->read_until("\r\n0\r\n\r\n", 60'000);
+      EXPECT_TRUE(reply.body.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n")) << reply.body;
+    }
+    if (head.find("Connection: close") != std::string::npos) socket_.reset();
+    return reply;
+  }
+
+ private:
+  int port_;
+  std::unique_ptr<RawSocket> socket_;
+};
+
+std::string mutated(std::string body, std::mt19937& random) {
+  static const std::string splices[] = {"null", "-1",   "1e999",       "[]",
+                                        "{}",   "\"\"", "\"\\ud800\"", "99999999999999999999999",
+                                        "true", "[[[[", "\\u0000",     "NaN"};
+  for (unsigned change = 0; change < 1 + random() % 3; ++change) {
+    const size_t at = random() % body.size();
+    switch (random() % 8) {
+      case 0:
+        body[at] = static_cast<char>(random());
+        break;
+      case 1:
+        body.erase(at, 1 + random() % 8);
+        break;
+      case 2:
+        body.insert(at, splices[random() % std::size(splices)]);
+        break;
+      case 3:
+        body.replace(at, std::min<size_t>(body.size() - at, random() % 6),
+                     splices[random() % std::size(splices)]);
+        break;
+      case 4:
+        body.resize(at);
+        break;
+      default: {
+        const size_t digit = body.find_first_of("0123456789", at);
+        if (digit != std::string::npos) body[digit] = static_cast<char>('0' + random() % 10);
+      }
+    }
+    if (body.empty()) body.push_back('{');
+  }
+  return body;
+}
+
+/// Clients that never finish what they began, a byte now and then.
+class SlowClients {
+ public:
+  explicit SlowClients(int port) : port_(port) {}
+  void add(std::mt19937& random) {
+    sockets_.push_back(std::make_unique<RawSocket>(port_));
+    sockets_.back()->send(
+        random() % 2 == 0 ? "POST /generate HTTP/1.1\r\nHost: x\r\nX-Slow: "
+                          : "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{");
+    if (sockets_.size() > 50) sockets_.erase(sockets_.begin());
+  }
+  void drip() {
+    for (const auto& socket : sockets_) socket->send("a");
+  }
+  /// Whether the server has got rid of all of them.
+  bool are_cut_off() {
+    return std::all_of(sockets_.begin(), sockets_.end(), [](const auto& socket) {
+      socket->read_all(5000);
+      return socket->is_closed();
+    });
+  }
+
+ private:
+  int port_;
+  std::vector<std::unique_ptr<RawSocket>> sockets_;
+};
+
+/// A body over the limit: announced, or in chunks without end.
+int status_of_oversize(int port, bool is_announced) {
+  RawSocket socket(port);
+  const std::string start = "POST /generate HTTP/1.1\r\nHost: x\r\n";
+  if (is_announced) {
+    socket.send(start + "Content-Length: 1099511627776\r\n\r\n{\"text\"");
+  } else {
+    socket.send(start + "Transfer-Encoding: chunked\r\n\r\n");
+    const std::string chunk = "1000\r\n" + std::string(4096, '[') + "\r\n";
+    for (int i = 0; i < 100 && socket.send(chunk); ++i) {
+    }
+  }
+  return status_of(socket.read_all());
+}
+
+TEST(HostileBodiesTest, MutatedBodiesBesideSlowAndGreedyClientsNeverHarmTheServer) {
+  TestServer::Settings settings;
+  settings.http.max_body_bytes = 100'000;
+  settings.http.header_timeout = settings.http.body_timeout = std::chrono::milliseconds(1000);
+  TestServer server(settings);
   const std::string seeds[][2] = {
       {"/generate",
        R"({"text":"ab","sampling_params":{"max_new_tokens":3,"temperature":0.5,"top_p":0.9,"stop":["x"],"n":2,"logit_bias":{"5":1.5},"sampling_seed":7},"return_logprob":true,"logprob_start_len":0,"top_logprobs_num":2,"stream":true,"rid":"r"})"},
       {"/generate",
-       R"({"input_ids":[[0,70],[5]],"sampling_params":[{"max_new_tokens":2},{"max_new_tokens":0}],"token_ids_logprob":[[3],[4]],"return_logprob":[true,true],"return_routed_experts":true})"},
+       R"({"input_ids":[[0,70],[5]],"sampling_params":[{"max_new_tokens":2},{"max_new_tokens":0}],"token_ids_logprob":[[3],[4]],"return_logprob":[true,true],"return_routed_experts":true,"priority":3})"},
       {"/v1/completions",
        R"({"model":"scripted","prompt":["a","b"],"max_tokens":4,"logprobs":2,"echo":true,"seed":3,"stream":true,"stream_options":{"include_usage":true}})"},
       {"/v1/chat/completions",
        R"({"messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"hi"}]},{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"x\": 1}"}}]},{"role":"tool","tool_call_id":"1","content":"r"}],"tools":[{"type":"function","function":{"name":"f","parameters":{}}}],"max_tokens":4,"logprobs":true,"top_logprobs":2,"reasoning_effort":"high"})"}};
-  const std::string splices[] = {"null", "-1",   "1e999",       "[]",
-                                 "{}",   "\"\"", "\"\\ud800\"", "99999999999999999999999",
-                                 "true", "[[[[", "\\u0000",     "NaN"};
   std::mt19937 random(3);
+  KeptConnection connection(server.port());
+  SlowClients slow(server.port());
+  const int num_rounds = num_bodies();
   int num_good = 0, num_bad = 0;
-  for (int round = 0; round < 2500; ++round) {
+  for (int round = 0; round < num_rounds; ++round) {
     const auto& [path, seed] = seeds[random() % 4];
-    std::string body = seed;
-    for (unsigned change = 0; change < 1 + random() % 3; ++change) {
-      const size_t at = random() % body.size();
-      switch (random() % 8) {
-        case 0:
-          body[at] = static_cast<char>(random());
-          break;
-        case 1:
-          body.erase(at, 1 + random() % 8);
-          break;
-        case 2:
-          body.insert(at, splices[random() % std::size(splices)]);
-          break;
-        case 3:
-          body.replace(at, std::min<size_t>(body.size() - at, random() % 6),
-                       splices[random() % std::size(splices)]);
-          break;
-        case 4:
-          body.resize(at);
-          break;
-        default: {
-          const size_t digit = body.find_first_of("0123456789", at);
-          if (digit != std::string::npos) body[digit] = static_cast<char>('0' + random() % 10);
-        }
-      }
-      if (body.empty()) body.push_back('{');
-    }
-    const Reply reply = ask(server.port(), "POST", path, body);
+    const std::string body = mutated(seed, random);
+    const Reply reply = connection.post(path, body, random);
     ASSERT_TRUE(reply.status == 200 || (reply.status >= 400 && reply.status <= 404))
         << reply.status << " for " << body << "\n"
         << reply.body;
     (reply.status == 200 ? num_good : num_bad) += 1;
     EXPECT_TRUE(reply.status == 200 || !reply.error()["message"].empty());
+    if (round % 50 == 0) slow.add(random);
+    if (round % 10 == 0) slow.drip();
+    if (round % 500 == 0) {
+      EXPECT_EQ(status_of_oversize(server.port(), true), 413);
+      EXPECT_EQ(status_of_oversize(server.port(), false), 413);
+    }
   }
-  EXPECT_GT(num_good, 100);
-  EXPECT_GT(num_bad, 500);
+  EXPECT_GT(num_good, num_rounds / 25);
+  EXPECT_GT(num_bad, num_rounds / 5);
+  EXPECT_TRUE(slow.are_cut_off());
   EXPECT_TRUE(server.becomes_idle());
   EXPECT_EQ(server.get("/health_generate").status, 200);
 }

@@ -32,15 +32,33 @@ HttpResponse Api::server_info(const HttpRequest&) {
   info["vocab_size"] = model_.config.vocab_size;
   info["weight_version"] = service_.weight_version();
   info["status"] = is_draining_ ? "shutting down" : service_.is_paused() ? "paused" : "ready";
+  info["max_total_num_tokens"] = load.tokens.max_total;
+  info["page_size"] = load.page_size;
+  const EngineCounters& c = load.counters;
   info["internal_states"] = Json::array({{{"num_running_reqs", load.num_running},
                                           {"num_waiting_reqs", load.num_waiting},
-                                          {"num_unfinished", load.num_unfinished}}});
+                                          {"num_unfinished", load.num_unfinished},
+                                          {"token_usage", load.tokens.share},
+                                          {"state_used_bytes", load.used_bytes},
+                                          {"state_budget_bytes", load.budget_bytes},
+                                          {"num_cached_pages", c.num_cached_pages},
+                                          {"num_hit_tokens", c.prefix_cache.num_hit_tokens},
+                                          {"num_asked_tokens", c.prefix_cache.num_asked_tokens},
+                                          {"num_preemptions", c.num_preemptions},
+                                          {"spec_accept_rate", c.acceptance_rate()},
+                                          {"resident_bytes", resident_bytes()}}});
   return json_response(info);
+}
+
+HttpResponse Api::weight_version(const HttpRequest&) {
+  return json_response({{"weight_version", service_.weight_version()}});
 }
 
 HttpResponse Api::loads(const HttpRequest&) {
   const EngineService::Load load = service_.load();
   return json_response(Json::array({{{"dp_rank", 0},
+                                     {"num_tokens", load.tokens.used},
+                                     {"token_usage", load.tokens.share},
                                      {"num_reqs", load.num_running + load.num_waiting},
                                      {"num_running_reqs", load.num_running},
                                      {"num_waiting_reqs", load.num_waiting}}}));

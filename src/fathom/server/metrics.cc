@@ -91,8 +91,8 @@ MetricValue& MetricsPage::gauge(const std::string& name, const std::string& help
 }
 
 MetricHistogram& MetricsPage::histogram(const std::string& name, const std::string& help,
-                                        std::vector<double> bounds) {
-  Metric& metric = add(name, help, "histogram", {});
+                                        std::vector<double> bounds, MetricLabels labels) {
+  Metric& metric = add(name, help, "histogram", std::move(labels));
   metric.histogram = std::make_unique<MetricHistogram>(std::move(bounds));
   return *metric.histogram;
 }

@@ -50,7 +50,7 @@ class MetricsPage {
   MetricValue& counter(const std::string& name, const std::string& help, MetricLabels labels = {});
   MetricValue& gauge(const std::string& name, const std::string& help, MetricLabels labels = {});
   MetricHistogram& histogram(const std::string& name, const std::string& help,
-                             std::vector<double> bounds);
+                             std::vector<double> bounds, MetricLabels labels = {});
 
   /// Text exposition format 0.0.4.
   std::string text() const;

@@ -106,9 +106,15 @@ class Writer {
     }
     const ChatParser::Delta delta =
         news.is_done ? choice.parser.finish(text) : choice.parser.feed(text);
+    // A piece with the end of the thinking in it is told as two, in their order.
+    const bool is_two = !delta.reasoning.empty() && !delta.content.empty();
+    if (is_two) {
+      out += chat_event(news.sample, {{"reasoning_content", delta.reasoning}}, nullptr, nullptr,
+                        nullptr);
+    }
     if (!delta.empty() || call_.logprobs) {
       Json fields = Json::object();
-      if (!delta.reasoning.empty()) fields["reasoning_content"] = delta.reasoning;
+      if (!delta.reasoning.empty() && !is_two) fields["reasoning_content"] = delta.reasoning;
       if (!delta.content.empty()) fields["content"] = delta.content;
       out += chat_event(news.sample, std::move(fields), logprobs_now, nullptr, nullptr);
     }

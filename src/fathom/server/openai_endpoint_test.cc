@@ -138,6 +138,20 @@ TEST_F(OpenAiEndpointTest, ContentMayBeAListOfParts) {
             "yes");
 }
 
+TEST_F(OpenAiEndpointTest, TheThinkingIsToldBeforeTheContentHoweverManyTokensComeAtOnce) {
+  script_chat(messages_, {}, "r</think>c");
+  for (int i = 0; i < 20; ++i) {  // without delay, events hold what the engine was ahead
+    const Json body{{"messages", messages_}, {"temperature", 0}, {"stream", true}};
+    std::string told;
+    for (const Json& event : events_of(server_.post("/v1/chat/completions", body))) {
+      const Json& delta = event["choices"][0]["delta"];
+      EXPECT_FALSE(delta.contains("reasoning_content") && delta.contains("content")) << delta;
+      told += delta.value("reasoning_content", "") + delta.value("content", "");
+    }
+    EXPECT_EQ(told, "rc");
+  }
+}
+
 TEST_F(OpenAiEndpointTest, AChatStreams) {
   script_chat(messages_, {}, "thinking it over</think>na\u00efve \U0001F600 answer");
   server_.script().delay = std::chrono::milliseconds(1);

@@ -64,13 +64,16 @@ class RawSocket {
     std::string head = read_until("\r\n\r\n", timeout_ms);
     const size_t at = head.find("Content-Length: ");
     if (at == std::string::npos) return head;
-    const size_t length = std::stoul(head.substr(at + 16));
+    return head + read_bytes(std::stoul(head.substr(at + 16)), timeout_ms);
+  }
+  /// So many bytes, or what there is when none have come for that time.
+  std::string read_bytes(size_t length, int timeout_ms = 10'000) {
     while (rest_.size() < length && !is_closed_) {
       const size_t before = rest_.size();
       receive(timeout_ms);
       if (rest_.size() == before) break;
     }
-    return head + take(std::min(length, rest_.size()));
+    return take(std::min(length, rest_.size()));
   }
   bool is_closed() const { return is_closed_; }
 

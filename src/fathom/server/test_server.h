@@ -75,6 +75,7 @@ class TestServer {
     bool incremental_stream = false;
     std::chrono::seconds health_timeout{1};
     std::chrono::seconds request_timeout{60};
+    HttpServerOptions http = {};
   };
   TestServer() : TestServer(Settings()) {}
   explicit TestServer(const Settings& settings, std::shared_ptr<Script> script = nullptr)
@@ -88,6 +89,7 @@ class TestServer {
       return (*count)++;
     };
     ServerOptions options;
+    options.http = settings.http;
     options.service.max_running_requests = settings.max_running_requests;
     options.service.max_queued_requests = settings.max_queued_requests;
     options.api.api_key = settings.api_key;
