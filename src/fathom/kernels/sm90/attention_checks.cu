@@ -57,7 +57,7 @@ __global__ void attention_ref(SparseAttentionSm90 p, double* out, double* lse) {
 struct BackwardRef {
   SparseAttentionSm90 f;
   const bf16* dout;
-  const double *o, *lse;
+  const double* lse;
   double *p, *ds, *dq, *dwindow, *dentries, *dsink;
   int list;
 };
@@ -79,7 +79,8 @@ __global__ void backward_ref_queries(BackwardRef r) {
   __shared__ double delta;
   if (threadIdx.x == 0) {
     delta = 0;
-    for (int d = 0; d < kDim; ++d) delta += r.o[th * kDim + d] * double(__bfloat162float(g[d]));
+    for (int d = 0; d < kDim; ++d)
+      delta += double(__bfloat162float(r.f.out[th * kDim + d])) * double(__bfloat162float(g[d]));
     atomicAdd(&r.dsink[h], -delta * exp(double(r.f.sink[h]) - r.lse[th]));
   }
   __syncthreads();
@@ -325,8 +326,8 @@ void check_backward(int T, int H, int window, int picks, int entries, bool ragge
       dwindow(zeros<double>(size_t(T) * kDim)), dentries(zeros<double>(size_t(entries) * kDim)),
       dsink(zeros<double>(H));
   attention_ref<<<dim3(T, H), 128, list * 8>>>(f, o.get(), ref_lse.get());
-  const BackwardRef ref{f,        dout.get(),    o.get(),        ref_lse.get(), p.get(), ds.get(),
-                        dq.get(), dwindow.get(), dentries.get(), dsink.get(),   list};
+  const BackwardRef ref{f,        dout.get(),    ref_lse.get(),  p.get(),     ds.get(),
+                        dq.get(), dwindow.get(), dentries.get(), dsink.get(), list};
   backward_ref_queries<<<dim3(T, H), 128>>>(ref);
   backward_ref_keys<<<dim3(T, list), 128>>>(ref);
   FATHOM_CUDA(cudaDeviceSynchronize());
@@ -395,7 +396,7 @@ void speed_backward(int T, int H, int picks, int entries, int per_pass) {
   b.workspace_bytes = sparse_attention_bwd_sm90_bytes(b);
   Buffer<char> workspace(b.workspace_bytes);
   b.workspace = workspace.get();
-  const double ms = time_ms([&] { FATHOM_CUDA(sparse_attention_bwd_sm90(b, nullptr)); });
+  const double ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(sparse_attention_bwd_sm90(b, s)); });
   const double flops = 10.0 * T * H * (128 + picks) * kDim;
   std::printf(
       "attention backward   %4d queries %3d heads 128+%-4d %5d entries, passes of %d, %.0f MiB: "
@@ -417,7 +418,8 @@ void speed(const char* what, int T, int H, int picks, int entries, bool all) {
       const bool is_taken = !taken[layout == KvLayout::kFp8];
       taken[layout == KvLayout::kFp8] = true;
       if (!all && !is_taken) continue;
-      const double ms = time_ms([&] { FATHOM_CUDA(sparse_attention_sm90_variant(p, v, nullptr)); });
+      const double ms =
+          time_ms([&](cudaStream_t s) { FATHOM_CUDA(sparse_attention_sm90_variant(p, v, s)); });
       std::printf(
           "attention %-10s %4d queries %3d heads 128+%-4d %c %-40s %8.1f us %6.1f TFLOP/s, floor "
           "%.1f us\n",

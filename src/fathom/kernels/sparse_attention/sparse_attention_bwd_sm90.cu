@@ -24,14 +24,15 @@ constexpr int kDim = 512, kTile = 64, kHalf = 32, kBlockBytes = 64 * 128;
 struct Shared {
   uint8_t q[8 * 8192], dout[8 * 8192], keys[8 * kBlockBytes];
   uint8_t p[2][8192], ds[2][8192];  // [64 heads][64 keys]
-  uint64_t key_full[2], key_empty[2], q_full, q_empty, p_full[2][2], p_empty[2];
+  uint64_t key_full[2], key_empty[2], q_full, p_full[2][2], p_empty[2];
+  uint64_t q_empty;
   uint8_t holes[2][4];
 };
 
 struct Args {
   SparseAttentionSm90 f;
   const __nv_bfloat16* dout;
-  const float* delta;  // [T, H]
+  float* delta;  // [T, H]
   __nv_bfloat16* dq;
   __nv_bfloat16* shares;  // [items of this pass, list, 512]
   float scale_log2;
@@ -157,7 +158,6 @@ __global__ void __launch_bounds__(512, 1)
       const float lse0 = args.f.lse[stat] * 1.44269504f, lse1 = args.f.lse[stat + 8] * 1.44269504f;
       const float delta0 = args.delta[stat], delta1 = args.delta[stat + 8];
       mbar_wait(q_full, q_phase);
-      q_phase ^= 1;
       for (int j = 0; j < 2 * tiles; ++j) {
         mbar_wait(key_full + 8 * slot, phase);
         fence_async();
@@ -211,6 +211,7 @@ __global__ void __launch_bounds__(512, 1)
           if (buffer == 0) p_phase ^= 1;
         }
       }
+      q_phase ^= 1;
       __syncwarp();
       if (lane == 0) mbar_arrive(q_empty);
     }
@@ -329,10 +330,9 @@ __global__ void dsink_kernel(const float* delta, const float* lse, const float* 
 // no other atomics than ors.
 struct Lists {
   SparseAttentionSm90 f;
-  uint32_t* seen;  // [words, keys]
-  int* before;     // [words, keys] contributions of earlier words
-  int* begin;      // [keys + 1] contributions of earlier keys
-  int* places;     // for every contribution: query of the pass * list + place in its list
+  uint2* seen;  // [words, keys] x: bits, y: contributions of earlier words
+  int* begin;   // [keys + 1] contributions of earlier keys
+  int* places;  // for every contribution: query of the pass * list + place in its list
   int first_query, num_queries, words, keys, entries, list;
 };
 
@@ -347,16 +347,24 @@ __device__ __forceinline__ void for_each_place(const Lists& l, F&& f) {
 }
 __global__ void mark_kernel(const Lists l) {
   for_each_place(l, [&](int t, int, int key) {
-    atomicOr(&l.seen[int64_t{t / 32} * l.keys + key], 1u << (t % 32));
+    atomicOr(&l.seen[int64_t{t / 32} * l.keys + key].x, 1u << (t % 32));
   });
 }
 __global__ void count_kernel(const Lists l) {
   const int key = blockIdx.x * blockDim.x + threadIdx.x;
   if (key >= l.keys) return;
   int sum = 0;
-  for (int w = 0; w < l.words; ++w) {
-    l.before[int64_t{w} * l.keys + key] = sum;
-    sum += __popc(l.seen[int64_t{w} * l.keys + key]);
+  for (int w0 = 0; w0 < l.words; w0 += 16) {
+    uint32_t bits[16];
+#pragma unroll
+    for (int w = 0; w < 16; ++w)
+      bits[w] = w0 + w < l.words ? l.seen[int64_t{w0 + w} * l.keys + key].x : 0;
+#pragma unroll
+    for (int w = 0; w < 16; ++w)
+      if (w0 + w < l.words) {
+        l.seen[int64_t{w0 + w} * l.keys + key].y = static_cast<uint32_t>(sum);
+        sum += __popc(bits[w]);
+      }
   }
   l.begin[key + 1] = sum;
 }
@@ -385,8 +393,9 @@ __global__ void scan_kernel(const Lists l) {  // begin[i + 1] becomes the runnin
 }
 __global__ void place_kernel(const Lists l) {
   for_each_place(l, [&](int t, int pos, int key) {
-    const int64_t word = int64_t{t / 32} * l.keys + key;
-    const int at = l.begin[key] + l.before[word] + __popc(l.seen[word] & ((1u << (t % 32)) - 1));
+    const uint2 word = l.seen[int64_t{t / 32} * l.keys + key];
+    const int at =
+        l.begin[key] + static_cast<int>(word.y) + __popc(word.x & ((1u << (t % 32)) - 1));
     l.places[at] = t * l.list + pos;
   });
 }
@@ -430,7 +439,7 @@ __global__ void __launch_bounds__(128)
 
 // Where things lie in the workspace.
 struct Layout {
-  size_t delta, seen, before, begin, places, shares, total;
+  size_t delta, seen, begin, places, shares, total;
 };
 Layout layout_of(const SparseAttentionBwdSm90& p) {
   const size_t queries = static_cast<size_t>(std::min(p.queries_per_pass, p.fwd.T));
@@ -446,8 +455,7 @@ Layout layout_of(const SparseAttentionBwdSm90& p) {
     return here;
   };
   l.delta = take(size_t(p.fwd.T) * p.fwd.H * 4);
-  l.seen = take(words * keys * 4);
-  l.before = take(words * keys * 4);
+  l.seen = take(words * keys * 8);
   l.begin = take((keys + 1) * 4);
   l.places = take(queries * list * 4);
   l.shares = take(queries * (p.fwd.H / 64) * list * kDim * 2);
@@ -499,8 +507,7 @@ cudaError_t sparse_attention_bwd_sm90(const SparseAttentionBwdSm90& p, cudaStrea
       f.window_keys + (f.picks == nullptr ? 0 : (f.picks_stride + kTile - 1) / kTile * kTile);
   Lists lists{};
   lists.f = f;
-  lists.seen = reinterpret_cast<uint32_t*>(base + where.seen);
-  lists.before = reinterpret_cast<int*>(base + where.before);
+  lists.seen = reinterpret_cast<uint2*>(base + where.seen);
   lists.begin = reinterpret_cast<int*>(base + where.begin);
   lists.places = reinterpret_cast<int*>(base + where.places);
   lists.entries = p.num_entries;
@@ -509,7 +516,6 @@ cudaError_t sparse_attention_bwd_sm90(const SparseAttentionBwdSm90& p, cudaStrea
 
   delta_kernel<<<static_cast<unsigned>((rows + 7) / 8), 256, 0, stream>>>(
       f.out, p.dout, reinterpret_cast<float*>(base + where.delta), rows);
-  dsink_kernel<<<f.H, 256, 0, stream>>>(args.delta, f.lse, f.sink, p.dsink, f.T, f.H);
   for (int first = 0; first < f.T; first += p.queries_per_pass) {
     const int queries = std::min(p.queries_per_pass, f.T - first);
     args.first_item = first * args.head_blocks;
@@ -519,15 +525,16 @@ cudaError_t sparse_attention_bwd_sm90(const SparseAttentionBwdSm90& p, cudaStrea
     lists.words = (queries + 31) / 32;
     backward_kernel<<<std::min(args.num_items, num_sms), 512, sizeof(Shared), stream>>>(
         map_q, map_dout, args);
-    err = cudaMemsetAsync(lists.seen, 0, size_t(lists.words) * lists.keys * 4, stream);
+    err = cudaMemsetAsync(lists.seen, 0, size_t(lists.words) * lists.keys * 8, stream);
     if (err != cudaSuccess) return err;
     mark_kernel<<<queries, 128, 0, stream>>>(lists);
-    count_kernel<<<(lists.keys + 255) / 256, 256, 0, stream>>>(lists);
+    count_kernel<<<(lists.keys + 63) / 64, 64, 0, stream>>>(lists);
     scan_kernel<<<1, 1024, 0, stream>>>(lists);
     place_kernel<<<queries, 128, 0, stream>>>(lists);
     sum_kernel<<<lists.keys, 128, 0, stream>>>(lists, args.shares, args.head_blocks, p.dwindow,
                                                p.dentries);
   }
+  dsink_kernel<<<f.H, 256, 0, stream>>>(args.delta, f.lse, f.sink, p.dsink, f.T, f.H);
   return cudaGetLastError();
 }
 
