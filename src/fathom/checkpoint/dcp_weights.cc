@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 
@@ -32,11 +33,13 @@ void read_parameter(DcpReader& reader, const std::string& key_prefix, const Para
   const int64_t n = p.numel();
   if (p.kind == ParameterKind::kTable) {
     if (stored.dtype != DType::kI32) unsuitable();
-    reader.read_box(key, s.offsets, s.sizes, out->i32());
+    const Tensor table = Tensor::empty(p.shape, DType::kI32);
+    reader.read_box(key, s.offsets, s.sizes, table.i32());
+    upload_memory(p.device, out->i32(), table.i32(), static_cast<size_t>(table.num_bytes()));
     return;
   }
-  const bool panels = p.kind == ParameterKind::kMatrix;
-  Tensor rows = panels ? Tensor::empty({n}) : *out;  // row-major fp32
+  const bool is_in_place = p.kind != ParameterKind::kMatrix && p.device == nullptr;
+  Tensor rows = is_in_place ? *out : Tensor::empty({n});  // row-major fp32
   if (stored.dtype == DType::kF32) {
     reader.read_box(key, s.offsets, s.sizes, rows.f32());
   } else if (stored.dtype == DType::kBF16) {
@@ -46,7 +49,7 @@ void read_parameter(DcpReader& reader, const std::string& key_prefix, const Para
   } else {
     unsuitable();
   }
-  if (panels) pack_panels(rows.f32(), p.panels, out->f32());
+  if (!is_in_place) p.store_row_major(rows.f32(), *out);
 }
 
 void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Parameter& p,
@@ -55,10 +58,11 @@ void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Par
   const std::string key = key_prefix + s.key;
   if (p.kind == ParameterKind::kMatrix) {
     const Tensor rows = Tensor::empty(p.shape);
-    unpack_panels(values.f32(), p.panels, rows.f32());
+    p.load_row_major(values, rows.f32());
     writer.add_chunk(key, DType::kF32, s.shape, s.offsets, s.sizes, rows.bytes());
   } else {
-    writer.add_chunk(key, values.dtype(), s.shape, s.offsets, s.sizes, values.bytes());
+    const Tensor host = values.to_host();
+    writer.add_chunk(key, host.dtype(), s.shape, s.offsets, s.sizes, host.bytes());
   }
 }
 

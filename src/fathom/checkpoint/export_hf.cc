@@ -60,7 +60,8 @@ std::vector<ExportTensor> make_plan(const Weights& weights, const ExportOptions&
 }
 
 void write_table(const Parameter& p, const std::string& name, SafetensorsWriter& writer) {
-  std::vector<int64_t> wide(p.master.i32(), p.master.i32() + p.numel());
+  const Tensor table = p.master.to_host();
+  std::vector<int64_t> wide(table.i32(), table.i32() + p.numel());
   writer.write(name, wide.data(), static_cast<int64_t>(wide.size() * sizeof(int64_t)));
 }
 
