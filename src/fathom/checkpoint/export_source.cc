@@ -19,6 +19,12 @@ class MemorySource : public ExportSource {
 
   void read_rows(const Parameter& p, int64_t begin, int64_t end, float* out) const override {
     const int64_t cols = parameter_cols(p);
+    if (p.device != nullptr) {  // off the host it comes as a whole
+      std::vector<float> all(static_cast<size_t>(p.numel()));
+      p.get_row_major(all.data());
+      std::copy(all.begin() + begin * cols, all.begin() + end * cols, out);
+      return;
+    }
     const float* master = p.master.f32();
     if (p.kind == ParameterKind::kPlain) {
       std::copy(master + begin * cols, master + end * cols, out);
@@ -30,7 +36,8 @@ class MemorySource : public ExportSource {
     }
   }
   void read_table(const Parameter& p, int32_t* out) const override {
-    std::copy(p.master.i32(), p.master.i32() + p.numel(), out);
+    const Tensor table = p.master.to_host();
+    std::copy(table.i32(), table.i32() + p.numel(), out);
   }
 
  private:

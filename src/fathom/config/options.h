@@ -31,10 +31,12 @@ enum class QkvFormat { kThd, kBshd };
 enum class ExportDtype { kBf16, kFp8 };
 enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
+enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
 
-/// What the program runs on. Changes no bits of any result.
+/// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
+  DeviceKind device = DeviceKind::kCpu;
   std::optional<int64_t> threads;              // unset: one per core this process may use
   CpuKernels cpu_kernels = CpuKernels::kAuto;  // kAuto: the widest the CPU has
   std::optional<Precision> precision;          // unset: by device and checkpoint; see derived.h

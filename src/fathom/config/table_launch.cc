@@ -21,6 +21,11 @@ void describe_runtime(OptionTable& table, Options& options) {
                                {"avx512", CpuKernels::kAvx512}},
                               "instruction set of the kernels. Results do not depend on it")
       .not_hashed();
+  table
+      .add_choice<DeviceKind>("device", &o.device,
+                              {{"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}},
+                              "where the model computes. Results do not depend on it")
+      .not_hashed();
   table.add_choice<Precision>(
       "precision", &o.precision,
       {{"fp32", Precision::kFp32},

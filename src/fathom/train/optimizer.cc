@@ -9,37 +9,9 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kNormBlock = 4096;
-
 bool is_mtp(const Parameter& p) { return p.name.rfind("mtp.", 0) == 0; }
 
 }  // namespace
-
-double squared_grad_norm(const ExecContext& ctx, const Parameter& p) {
-  const int64_t n = p.numel();
-  const int64_t num_blocks = (n + kNormBlock - 1) / kNormBlock;
-  const float* grad = p.grad.f32();
-  const int64_t cols = p.kind == ParameterKind::kMatrix ? p.panels.cols : 1;
-  std::vector<double> blocks(static_cast<size_t>(num_blocks));
-  ctx.threads->parallel_for(num_blocks, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      double sum = 0.0;
-      int64_t row = b * kNormBlock / cols, col = b * kNormBlock % cols;
-      for (int64_t i = b * kNormBlock; i < std::min(n, (b + 1) * kNormBlock); ++i) {
-        const int64_t at = p.kind == ParameterKind::kMatrix ? p.panels.index(row, col) : i;
-        sum += static_cast<double>(grad[at]) * static_cast<double>(grad[at]);
-        if (++col == cols) {
-          col = 0;
-          ++row;
-        }
-      }
-      blocks[static_cast<size_t>(b)] = sum;
-    }
-  });
-  double total = 0.0;
-  for (double block : blocks) total += block;
-  return total;
-}
 
 Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
                      const std::function<bool(const Parameter&)>& is_trained)
@@ -47,14 +19,23 @@ Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
   for (Parameter* p : parameters_by_name(weights)) {
     if (!p->has_gradient || !is_trained(*p)) continue;
     p->alloc_grad();
-    moments_.push_back({p, Tensor::zeros(p->master.shape()), Tensor::zeros(p->master.shape())});
+    moments_.push_back({p, Tensor::zeros_on(p->device, p->master.shape()),
+                        Tensor::zeros_on(p->device, p->master.shape())});
   }
 }
 
 double Optimizer::step(const ExecContext& ctx, double lr) {
   double main_square = 0.0, mtp_square = 0.0;
+  std::vector<NormTensor> grads;
   for (const AdamMoments& m : moments_) {
-    const double square = squared_grad_norm(ctx, *m.parameter);
+    const Parameter& p = *m.parameter;
+    const bool is_matrix = p.kind == ParameterKind::kMatrix;
+    grads.push_back({p.grad.f32(), p.numel(), is_matrix ? &p.panels : nullptr});
+  }
+  const std::vector<double> squares = squared_norms(ctx, grads);
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    const AdamMoments& m = moments_[i];
+    const double square = squares[i];
     FATHOM_CHECK(std::isfinite(square), "optimizer: the gradient of ", m.parameter->name,
                  " is not finite (squared norm ", square, ") at optimizer step ", num_steps_,
                  "\n  fix: lower --lr or --clip-grad, or look at the data of this step");

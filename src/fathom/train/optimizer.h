@@ -52,8 +52,4 @@ class Optimizer {
   float beta1_power_ = 1.0f, beta2_power_ = 1.0f;  // β^t
 };
 
-/// Squared L2 norm of a gradient in fp64: blocks of 4,096 elements of the row-major tensor, each
-/// block a chain upwards, blocks added upwards.
-double squared_grad_norm(const ExecContext& ctx, const Parameter& parameter);
-
 }  // namespace fathom
