@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 #include "fathom/checkpoint/dcp_reader.h"
@@ -19,13 +20,12 @@ class MemorySource : public ExportSource {
 
   void read_rows(const Parameter& p, int64_t begin, int64_t end, float* out) const override {
     const int64_t cols = parameter_cols(p);
-    if (p.device != nullptr) {  // off the host it comes as a whole
-      std::vector<float> all(static_cast<size_t>(p.numel()));
-      p.get_row_major(all.data());
-      std::copy(all.begin() + begin * cols, all.begin() + end * cols, out);
+    const float* master = p.master.f32();
+    if (p.device != nullptr) {
+      const auto num_values = static_cast<size_t>((end - begin) * cols);
+      download_memory(p.device, out, master + begin * cols, num_values * sizeof(float));
       return;
     }
-    const float* master = p.master.f32();
     if (p.kind == ParameterKind::kPlain) {
       std::copy(master + begin * cols, master + end * cols, out);
       return;
@@ -36,8 +36,7 @@ class MemorySource : public ExportSource {
     }
   }
   void read_table(const Parameter& p, int32_t* out) const override {
-    const Tensor table = p.master.to_host();
-    std::copy(table.i32(), table.i32() + p.numel(), out);
+    download_memory(p.device, out, p.master.i32(), static_cast<size_t>(p.master.num_bytes()));
   }
 
  private:
