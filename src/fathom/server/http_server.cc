@@ -105,8 +105,9 @@ std::string HttpServer::address() const {
 
 asio::any_io_executor HttpServer::executor() const { return impl_->context.get_executor(); }
 
-void HttpServer::begin_drain() {
-  impl_->shared->is_draining = true;
+void HttpServer::begin_drain() { impl_->shared->is_draining = true; }
+
+void HttpServer::end_drain() {
   asio::post(impl_->context, [impl = impl_.get()] {
     boost::system::error_code ignored;
     impl->acceptor.close(ignored);
