@@ -268,6 +268,7 @@ TEST(ApiTest, ARetractedRequestGoesOnWithTheNewWeights) {
   EXPECT_EQ(meta["weight_versions"][0]["end"], meta["weight_versions"][1]["start"]);
   EXPECT_EQ(meta["weight_versions"][1]["end"], 400);
   EXPECT_EQ(meta["total_retractions"], 1);
+  EXPECT_TRUE(server.becomes_idle());
   EXPECT_EQ(server.metric("sglang:num_retracted_requests_total"), 1);
   EXPECT_EQ(server.metric("sglang:num_retracted_input_tokens_total"), 3);
   EXPECT_GT(server.metric("sglang:num_retracted_output_tokens_total"), 0);

@@ -139,7 +139,10 @@ class TestServer {
     return condition();
   }
   bool becomes_idle() {
-    return eventually([&] { return server_->service().load().num_unfinished == 0; });
+    if (!eventually([&] { return server_->service().load().num_unfinished == 0; })) return false;
+    // Runs before the engine's next step, so after the figures of the last one were published.
+    server_->service().run([](Engine&) {});
+    return true;
   }
 
  private:
