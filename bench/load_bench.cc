@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fathom/base/file.h"
+#include "fathom/base/process_memory.h"
 #include "fathom/base/thread_pool.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/load.h"
@@ -67,11 +68,13 @@ void compare(const char* what, const std::string& directory, Load&& load) {
   load();
   const double seconds = now_seconds() - begin;
   const double gb = static_cast<double>(num_bytes) / 1e9;
+  std::fflush(stdout);
   std::printf("load %s: %.2f GB in %.2f s, %.2f GB/s; plain read %.2f GB/s; %.0f %%\n", what, gb,
               seconds, gb / seconds, gb / plain, 100 * plain / seconds);
 }
 
 int run(const std::string& torch_dist, const std::string& model, int num_threads) {
+  keep_freed_memory();  // as the program does
   ThreadPool threads(num_threads);
   const ExecContext ctx{&threads, detect_cpu_isa()};
   {

@@ -10,6 +10,7 @@
 #include "fathom/checkpoint/model_tensors.h"
 #include "fathom/launch/process_place.h"
 #include "fathom/launch/stages.h"
+#include "fathom/launch/supervisor.h"
 #include "fathom/rl/rl_run.h"
 #include "hub_download.h"
 #include "name_dialect.h"
@@ -50,7 +51,10 @@ int run_pipeline(const config::ParsedCommand& command) {
   const LaunchedProcess process =
       converts ? launched_process(config::current_environment()) : LaunchedProcess{};
   if (converts && process.size == 1 && o.launch.num_procs > 1 && !o.convert.plan_only)
-    return run_local_ranks(o.launch.num_procs);
+    return supervise_ranks({.num_ranks = static_cast<int>(o.launch.num_procs),
+                            .arguments = own_arguments(),
+                            .environment = {},
+                            .grace_seconds = 3});
   if (process.rank == 0) log_info(config::format_option_table(command));
   if (contains(config::kTraining, command.command))
     for (const std::string& hint : run_hints(command)) log_info(hint);

@@ -14,6 +14,7 @@
 #include "fathom/base/log.h"
 #include "fathom/base/process_memory.h"
 #include "fathom/config/words.h"
+#include "fathom/launch/supervisor.h"
 
 namespace fathom {
 namespace {
@@ -91,7 +92,7 @@ void handle_signals() {
 int report(int code, const char* message) {
   // Standard output may be what has failed; the message goes to standard error alone.
   std::fflush(stdout);
-  std::fprintf(stderr, "error: %s\n", message);
+  if (!report_to_supervisor(code, message)) std::fprintf(stderr, "error: %s\n", message);
   return code;
 }
 

@@ -36,7 +36,7 @@ def files_of(path):
 
 
 def same_trees(checks, what, a, b):
-    left, right = files_of(a), files_of(b)
+    left, right = ({n: p for n, p in files_of(x).items() if n != ".export_hf.lock"} for x in (a, b))
     checks.that(set(left) == set(right), f"{what}: other files: {sorted(set(left) ^ set(right))[:5]}")
     for name in sorted(set(left) & set(right)):
         with open(left[name], "rb") as x, open(right[name], "rb") as y:
@@ -50,7 +50,8 @@ def start(fathom, args):
 
 def finish(process, what):
     _, error = process.communicate(timeout=300)
-    if process.returncode != 0:
+    # An export whose last file is there is complete: killed behind it, it is not made again.
+    if process.returncode != 0 and "holds a complete model" not in error:
         sys.exit(f"{what} ended with {process.returncode}:\n{error[-3000:]}")
 
 

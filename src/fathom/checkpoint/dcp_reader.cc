@@ -1,6 +1,5 @@
 #include "fathom/checkpoint/dcp_reader.h"
 
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 #include "fathom/checkpoint/pickle_tensor.h"
+#include "fathom/checkpoint/zip_crc.h"
 
 namespace fathom {
 namespace {
@@ -23,13 +23,39 @@ int64_t regular_file_size(const std::string& path) {
   return info.st_size;
 }
 
-// Has the disk read these bytes of a mapped file in one go, not page by page.
-void prefetch(const uint8_t* data, int64_t num_bytes) {
-  constexpr uintptr_t kPage = 4096;
-  if (num_bytes < (256 << 10)) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kPage * kPage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(num_bytes);
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+// Where a box begins in a row-major array, in elements.
+int64_t flat_index(const std::vector<int64_t>& sizes, const std::vector<int64_t>& at) {
+  int64_t index = 0;
+  for (size_t d = 0; d < sizes.size(); ++d) index = index * sizes[d] + at[d];
+  return index;
+}
+
+// Whether a box is one run of bytes in an array of these sizes.
+bool is_one_run(const std::vector<int64_t>& box, const std::vector<int64_t>& sizes) {
+  size_t d = box.size();
+  while (d > 0 && box[d - 1] == sizes[d - 1]) --d;  // whole dimensions at the end
+  for (size_t i = 0; i + 1 < d; ++i) {
+    if (box[i] != 1) return false;
+  }
+  return true;
+}
+
+void check_crc(uint32_t crc, uint32_t stored, const std::string& origin) {
+  FATHOM_CHECK(crc == stored, origin, ": its data is damaged: CRC ", crc, ", stored ", stored,
+               "\n  fix: copy or write the checkpoint again");
+}
+
+// The CRC of a range of the file, read in pieces.
+uint32_t crc_of(const FileReader& file, int64_t begin, int64_t num_bytes) {
+  constexpr int64_t kPiece = 4 << 20;
+  std::vector<uint8_t> piece(static_cast<size_t>(std::min(kPiece, num_bytes)));
+  uint32_t crc = 0;
+  for (int64_t at = 0; at < num_bytes; at += kPiece) {
+    const int64_t n = std::min(kPiece, num_bytes - at);
+    file.read(begin + at, n, piece.data());
+    crc = crc32(crc, piece.data(), n);
+  }
+  return crc;
 }
 
 // Copies the box `sizes` from row-major `from` (of shape from_sizes, at from_at) to row-major `to`.
@@ -89,10 +115,10 @@ const DcpTensor& DcpReader::tensor(const std::string& key) const {
   return it->second;
 }
 
-const MappedFile& DcpReader::file(const std::string& name) {
+const DcpReader::OpenFile& DcpReader::file(const std::string& name) {
   const std::lock_guard lock(mutex_);
-  std::unique_ptr<MappedFile>& file = files_[name];
-  if (!file) file = std::make_unique<MappedFile>(join_path(directory_, name));
+  std::unique_ptr<OpenFile>& file = files_[name];
+  if (!file) file = std::make_unique<OpenFile>(join_path(directory_, name));
   return *file;
 }
 
@@ -128,19 +154,39 @@ void DcpReader::read_box(const std::string& key, const std::vector<int64_t>& off
     }
     if (!meets) continue;
     const std::string origin = str_cat(join_path(directory_, c.file), ": ", key);
-    const MappedFile& mapped = file(c.file);
+    const OpenFile& open = file(c.file);
+    const MappedFile& mapped = open.map;
     FATHOM_CHECK(c.offset + c.length <= mapped.size(), origin, ": the file has become shorter");
     bool verify;
     {
       const std::lock_guard lock(mutex_);
       verify = verified_.emplace(c.file, c.offset).second;
     }
-    prefetch(mapped.data() + c.offset, c.length);
-    const TensorView view = read_tensor_archive(
-        {mapped.data() + c.offset, static_cast<size_t>(c.length)}, origin, verify);
+    open.reader.prefetch(c.offset, c.length);
+    const TensorView view =
+        read_tensor_archive({mapped.data() + c.offset, static_cast<size_t>(c.length)}, origin,
+                            verify, /*verify_elements=*/false);
     FATHOM_CHECK(view.dtype == t.dtype && view.shape == c.sizes, origin, ": the item holds ",
                  dtype_name(view.dtype), " ", shape_to_string(view.shape), ", .metadata says ",
                  dtype_name(t.dtype), " ", shape_to_string(c.sizes));
+    const auto in_file = [&](std::span<const uint8_t> bytes) {
+      return bytes.data() - mapped.data();
+    };
+    const int64_t item = dtype_size(t.dtype);
+    const bool is_run = is_one_run(common, c.sizes) && is_one_run(common, sizes);
+    const bool is_whole = common == c.sizes && view.record.size() == view.data.size();
+    if (verify && !(is_run && is_whole)) {
+      const auto stored = static_cast<int64_t>(view.record.size());
+      check_crc(crc_of(open.reader, in_file(view.record), stored), view.crc, origin);
+    }
+    if (is_run) {
+      uint8_t* to = static_cast<uint8_t*>(out) + flat_index(sizes, to_at) * item;
+      int64_t n = item;
+      for (const int64_t size : common) n *= size;
+      open.reader.read(in_file(view.data) + flat_index(c.sizes, from_at) * item, n, to);
+      if (verify && is_whole) check_crc(crc32(0, to, n), view.crc, origin);
+      continue;
+    }
     copy_box(view.data.data(), c.sizes, from_at, static_cast<uint8_t*>(out), sizes, to_at, common,
              dtype_size(t.dtype));
   }

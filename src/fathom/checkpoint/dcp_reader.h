@@ -41,11 +41,17 @@ class DcpReader {
   Json read_common() const;
 
  private:
-  const MappedFile& file(const std::string& name);
+  /// Archives' heads and tails are mapped, their elements are read.
+  struct OpenFile {
+    MappedFile map;
+    FileReader reader;
+    explicit OpenFile(const std::string& path) : map(path), reader(path) {}
+  };
+  const OpenFile& file(const std::string& name);
   std::string directory_, metadata_path_;
   DcpMetadata metadata_;
   std::mutex mutex_;  // of the next two
-  std::map<std::string, std::unique_ptr<MappedFile>> files_;
+  std::map<std::string, std::unique_ptr<OpenFile>> files_;
   std::set<std::pair<std::string, int64_t>> verified_;
 };
 

@@ -1,12 +1,12 @@
 #include "fathom/checkpoint/dcp_weights.h"
 
-#include <algorithm>
 #include <bit>
-#include <cstring>
+#include <vector>
 
 #include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
+#include "fathom/checkpoint/fill_weights.h"
 
 namespace fathom {
 namespace {
@@ -18,38 +18,62 @@ void widen_bf16(const uint16_t* from, int64_t n, float* to) {
 
 }  // namespace
 
-void read_parameter(DcpReader& reader, const std::string& key_prefix, const Parameter& p,
-                    int64_t num_experts, Tensor* out) {
+void check_stored(const DcpReader& reader, const std::string& key_prefix, const Parameter& p,
+                  int64_t num_experts) {
   const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
   const std::string key = key_prefix + s.key;
   const DcpTensor& stored = reader.tensor(key);
   FATHOM_CHECK(stored.shape == s.shape, reader.directory(), ": ", key, " has the shape ",
                shape_to_string(stored.shape), ", the model needs ", shape_to_string(s.shape),
                "\n  fix: load a checkpoint of the same model, or use its config.json");
-  const auto unsuitable = [&] {
-    throw UserError(str_cat(reader.directory(), ": ", key, " is stored as ",
-                            dtype_name(stored.dtype), ", expected ",
-                            p.kind == ParameterKind::kTable ? "I32" : "BF16 or F32"));
-  };
-  const int64_t n = p.numel();
+  const bool is_table = p.kind == ParameterKind::kTable;
+  const bool fits = is_table ? stored.dtype == DType::kI32
+                             : stored.dtype == DType::kBF16 || stored.dtype == DType::kF32;
+  FATHOM_CHECK(fits, reader.directory(), ": ", key, " is stored as ", dtype_name(stored.dtype),
+               ", expected ", is_table ? "I32" : "BF16 or F32");
+}
+
+namespace {
+
+// A box of a tensor as fp32.
+void read_box_f32(DcpReader& reader, const std::string& key, const std::vector<int64_t>& offsets,
+                  const std::vector<int64_t>& sizes, float* out) {
+  if (reader.tensor(key).dtype == DType::kF32) return reader.read_box(key, offsets, sizes, out);
+  int64_t n = 1;
+  for (const int64_t size : sizes) n *= size;
+  std::vector<uint16_t> half(static_cast<size_t>(n));
+  reader.read_box(key, offsets, sizes, half.data());
+  widen_bf16(half.data(), n, out);
+}
+
+}  // namespace
+
+void read_parameter_rows(DcpReader& reader, const Parameter& p, int64_t num_experts, int64_t begin,
+                         int64_t end, float* out) {
+  MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  if (p.shape.size() == 2) {
+    // The parameter's dimensions are the last ones of the stored box.
+    const size_t row = s.sizes.size() - 2;
+    s.offsets[row] += begin;
+    s.sizes[row] = end - begin;
+  }
+  read_box_f32(reader, s.key, s.offsets, s.sizes, out);
+}
+
+void read_parameter(DcpReader& reader, const std::string& key_prefix, const Parameter& p,
+                    int64_t num_experts, Tensor* out) {
+  check_stored(reader, key_prefix, p, num_experts);
+  const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  const std::string key = key_prefix + s.key;
   if (p.kind == ParameterKind::kTable) {
-    if (stored.dtype != DType::kI32) unsuitable();
     const Tensor table = Tensor::empty(p.shape, DType::kI32);
     reader.read_box(key, s.offsets, s.sizes, table.i32());
     upload_memory(p.device, out->i32(), table.i32(), static_cast<size_t>(table.num_bytes()));
     return;
   }
   const bool is_in_place = p.kind != ParameterKind::kMatrix && p.device == nullptr;
-  Tensor rows = is_in_place ? *out : Tensor::empty({n});  // row-major fp32
-  if (stored.dtype == DType::kF32) {
-    reader.read_box(key, s.offsets, s.sizes, rows.f32());
-  } else if (stored.dtype == DType::kBF16) {
-    const Tensor half = Tensor::empty({n}, DType::kBF16);
-    reader.read_box(key, s.offsets, s.sizes, half.u16());
-    widen_bf16(half.u16(), n, rows.f32());
-  } else {
-    unsuitable();
-  }
+  Tensor rows = is_in_place ? *out : Tensor::empty({p.numel()});  // row-major fp32
+  read_box_f32(reader, key, s.offsets, s.sizes, rows.f32());
   if (!is_in_place) p.store_row_major(rows.f32(), *out);
 }
 
@@ -69,19 +93,18 @@ void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Par
 
 void load_torch_dist(const ExecContext& ctx, const std::string& path, Weights* weights) {
   DcpReader reader(resolve_checkpoint(path));
-  std::vector<Parameter*> parameters;
-  for_each_parameter(*weights, [&](Parameter& p) { parameters.push_back(&p); });
-  // Experts are many and small, so threads take whole parameters. A device takes one at a time.
-  const bool on_device = !parameters.empty() && parameters[0]->device != nullptr;
-  const auto count = static_cast<int64_t>(parameters.size());
-  ctx.threads->parallel_for(
-      count, on_device ? std::max<int64_t>(count, 1) : 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          Parameter& p = *parameters[static_cast<size_t>(i)];
-          read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);
-          p.refresh();
-        }
-      });
+  for_each_parameter(*weights, [&](Parameter& p) {
+    check_stored(reader, "", p, weights->config.n_routed_experts);
+  });
+  fill_weights(ctx, weights,
+               {[&](const Parameter& p, int64_t begin, int64_t end, float* out) {
+                  read_parameter_rows(reader, p, weights->config.n_routed_experts, begin, end, out);
+                },
+                [&](const Parameter& p, int32_t* out) {
+                  const MegatronSlice s =
+                      megatron_slice(p.name, p.shape, weights->config.n_routed_experts);
+                  reader.read_box(s.key, s.offsets, s.sizes, out);
+                }});
 }
 
 void load_torch_dist(const std::string& path, Weights* weights) {

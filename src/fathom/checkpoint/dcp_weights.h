@@ -25,6 +25,14 @@ inline constexpr const char* kExpAvgSqPrefix = "optimizer.state.exp_avg_sq.";
 void read_parameter(DcpReader& reader, const std::string& key_prefix, const Parameter& parameter,
                     int64_t num_experts, Tensor* out);
 
+/// Rows [begin, end) of it as fp32, row-major; a vector is one row. Safe from several threads.
+void read_parameter_rows(DcpReader& reader, const Parameter& parameter, int64_t num_experts,
+                         int64_t begin, int64_t end, float* out);
+
+/// Errors: UserError when the parameter is not there as the model needs it.
+void check_stored(const DcpReader& reader, const std::string& key_prefix,
+                  const Parameter& parameter, int64_t num_experts);
+
 /// Adds the values as fp32 (int32 for tables) under the parameter's Megatron key.
 /// @param values in the parameter's layout.
 void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Parameter& parameter,

@@ -119,6 +119,7 @@ ExportDirectory::ExportDirectory(std::string path) : path_(std::move(path)) {
                "\n  fix: wait for it, or choose another --output");
   check_export_output(path_);
   remove_unfinished(path_);
+  remove_temporaries(path_);
 }
 
 void ExportDirectory::finish() {

@@ -1,7 +1,6 @@
 #include "fathom/checkpoint/export_source.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <mutex>
 
@@ -9,6 +8,7 @@
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 #include "fathom/checkpoint/dcp_reader.h"
+#include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/megatron_names.h"
 
 namespace fathom {
@@ -57,49 +57,20 @@ class TorchDistSource : public ExportSource {
     }
     model_ = make_weights(config);
     for_each_parameter(std::as_const(model_), [&](const Parameter& p) {
-      const MegatronSlice s = slice(p);
-      const DcpTensor& stored = reader_.tensor(s.key);
-      FATHOM_CHECK(stored.shape == s.shape, reader_.directory(), ": ", s.key, " has the shape ",
-                   shape_to_string(stored.shape), ", the model needs ", shape_to_string(s.shape),
-                   "\n  fix: give the checkpoint of the same model, or its config.json");
-      const bool is_table = p.kind == ParameterKind::kTable;
-      const bool fits = is_table ? stored.dtype == DType::kI32
-                                 : stored.dtype == DType::kBF16 || stored.dtype == DType::kF32;
-      FATHOM_CHECK(fits, reader_.directory(), ": ", s.key, " is stored as ",
-                   dtype_name(stored.dtype), ", expected ", is_table ? "I32" : "BF16 or F32");
+      check_stored(reader_, "", p, model_.config.n_routed_experts);
     });
   }
   const Weights& model() const override { return model_; }
 
   void read_rows(const Parameter& p, int64_t begin, int64_t end, float* out) const override {
-    MegatronSlice s = slice(p);
-    if (p.shape.size() == 2) {
-      // The parameter's dimensions are the last ones of the stored box.
-      const size_t row = s.sizes.size() - 2;
-      s.offsets[row] += begin;
-      s.sizes[row] = end - begin;
-    }
-    if (reader_.tensor(s.key).dtype == DType::kF32) {
-      reader_.read_box(s.key, s.offsets, s.sizes, out);
-      return;
-    }
-    const int64_t n = (end - begin) * parameter_cols(p);
-    std::vector<uint16_t> half(static_cast<size_t>(n));
-    reader_.read_box(s.key, s.offsets, s.sizes, half.data());
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] = std::bit_cast<float>(static_cast<uint32_t>(half[static_cast<size_t>(i)]) << 16);
-    }
+    read_parameter_rows(reader_, p, model_.config.n_routed_experts, begin, end, out);
   }
   void read_table(const Parameter& p, int32_t* out) const override {
-    const MegatronSlice s = slice(p);
+    const MegatronSlice s = megatron_slice(p.name, p.shape, model_.config.n_routed_experts);
     reader_.read_box(s.key, s.offsets, s.sizes, out);
   }
 
  private:
-  MegatronSlice slice(const Parameter& p) const {
-    return megatron_slice(p.name, p.shape, model_.config.n_routed_experts);
-  }
-
   mutable DcpReader reader_;
   Weights model_;
 };

@@ -1,54 +1,83 @@
 #include "fathom/checkpoint/load.h"
 
-#include <sys/mman.h>
-
 #include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
 #include <vector>
 
 #include "fathom/base/error.h"
+#include "fathom/base/file.h"
 #include "fathom/base/log.h"
+#include "fathom/checkpoint/fill_weights.h"
+#include "fathom/numerics/formats.h"
 
 namespace fathom {
 namespace {
 
-void check_finite(const std::vector<float>& values, const EncodedTensor& tensor,
-                  const std::string& name) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    FATHOM_CHECK(std::isfinite(values[i]), tensor.weight.describe(), ": element ", i, " of ", name,
-                 " is ", std::isnan(values[i]) ? "NaN" : "infinite",
-                 "\n  fix: this checkpoint is damaged; fetch or convert it again");
+// Reads a model directory's tensors by rows. Files are read, not mapped: large reads keep the disk
+// busy, page faults do not.
+class RowReader {
+ public:
+  RowReader(const ExecContext& ctx, const ModelTensors& tensors) : ctx_(ctx), tensors_(tensors) {
+    for (const auto& file : tensors.shards().files()) {
+      files_[file.get()] = std::make_unique<FileReader>(file->path());
+    }
   }
-}
 
-// Has the disk read the parameter's bytes in one go, not page by page.
-void prefetch(const ModelTensors::Source& source) {
-  constexpr uintptr_t kPage = 4096;
-  const EncodedTensor& t = *source.tensor;
-  if (t.shape.size() != 2) return;
-  const RowBytes bytes = row_bytes(t, source.first_row, source.first_row + source.num_rows);
-  if (bytes.weight_bytes < (256 << 10)) return;
-  const auto data = reinterpret_cast<uintptr_t>(t.weight.data()) +
-                    static_cast<uintptr_t>(bytes.weight_begin - t.weight.entry->begin);
-  const uintptr_t begin = data / kPage * kPage;
-  ::madvise(reinterpret_cast<void*>(begin),
-            data + static_cast<uintptr_t>(bytes.weight_bytes) - begin, MADV_WILLNEED);
-}
-
-void load_parameter(const ExecContext& ctx, const ModelTensors::Source& source, int64_t num_experts,
-                    Parameter& p) {
-  p.alloc();
-  prefetch(source);
-  if (p.kind == ParameterKind::kTable) {
-    decode_expert_table(*source.tensor, num_experts, p.master.i32());
-    p.refresh();
-    return;
+  void read_rows(const Parameter& p, int64_t begin, int64_t end, float* out) const {
+    const ModelTensors::Source& s = tensors_.source(p.name);
+    const EncodedTensor& t = *s.tensor;
+    // A vector is one row, of the parameter and of the stored tensor.
+    const int64_t first = s.first_row + begin, last = s.first_row + end;
+    const RowBytes bytes = row_bytes(t, first, last);
+    const std::vector<uint8_t> weight = read(t.weight, bytes.weight_begin, bytes.weight_bytes);
+    std::vector<uint8_t> scale;
+    if (bytes.scale_bytes > 0) scale = read(t.scale, bytes.scale_begin, bytes.scale_bytes);
+    const int64_t n = (last - first) * t.num_cols();
+    if (t.dtype == DType::kF32) {
+      std::memcpy(out, weight.data(), static_cast<size_t>(n * 4));
+    } else {
+      std::vector<uint16_t> narrow(static_cast<size_t>(n));
+      decode_row_bytes(ctx_, t, first, last, weight.data(), scale.data(), narrow.data());
+      for (int64_t i = 0; i < n; ++i) {
+        const uint16_t bits = narrow[static_cast<size_t>(i)];
+        out[i] = t.dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+      }
+    }
+    check_finite(out, n, begin * t.num_cols(), t, p.name);
   }
-  std::vector<float> values(static_cast<size_t>(p.numel()));
-  decode_rows_f32(ctx, *source.tensor, source.first_row, source.first_row + source.num_rows,
-                  values.data());
-  check_finite(values, *source.tensor, p.name);
-  p.set_row_major(values.data());
-}
+
+  void read_table(const Parameter& p, int32_t* out) const {
+    const EncodedTensor& t = *tensors_.source(p.name).tensor;
+    const RowBytes bytes = row_bytes(t, 0, t.num_rows());
+    const std::vector<uint8_t> ids = read(t.weight, bytes.weight_begin, bytes.weight_bytes);
+    decode_expert_rows(t, tensors_.config().n_routed_experts, 0, t.num_rows(), ids.data(), out);
+  }
+
+ private:
+  std::vector<uint8_t> read(const StoredTensor& stored, int64_t begin, int64_t num_bytes) const {
+    std::vector<uint8_t> bytes(static_cast<size_t>(num_bytes));
+    files_.at(stored.file)->read(begin, num_bytes, bytes.data());
+    return bytes;
+  }
+
+  static void check_finite(const float* values, int64_t n, int64_t first,
+                           const EncodedTensor& tensor, const std::string& name) {
+    bool all = true;
+    for (int64_t i = 0; i < n; ++i) all &= std::isfinite(values[i]);
+    if (all) return;
+    for (int64_t i = 0; i < n; ++i) {
+      FATHOM_CHECK(std::isfinite(values[i]), tensor.weight.describe(), ": element ", first + i,
+                   " of ", name, " is ", std::isnan(values[i]) ? "NaN" : "infinite",
+                   "\n  fix: this checkpoint is damaged; fetch or convert it again");
+    }
+  }
+
+  const ExecContext& ctx_;
+  const ModelTensors& tensors_;
+  std::map<const SafetensorsFile*, std::unique_ptr<FileReader>> files_;
+};
 
 }  // namespace
 
@@ -56,14 +85,18 @@ Weights load_weights(const ExecContext& ctx, const ModelTensors& tensors) {
   Weights weights = make_weights(tensors.config());
   std::vector<Parameter*> parameters;
   for_each_parameter(weights, [&](Parameter& p) { parameters.push_back(&p); });
-  // Experts are many and small, so threads take whole parameters.
-  ctx.threads->parallel_for(
-      static_cast<int64_t>(parameters.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          Parameter& p = *parameters[static_cast<size_t>(i)];
-          load_parameter(ctx, tensors.source(p.name), tensors.config().n_routed_experts, p);
-        }
-      });
+  ctx.threads->parallel_for(static_cast<int64_t>(parameters.size()), 1,
+                            [&](int64_t begin, int64_t end) {
+                              for (int64_t i = begin; i < end; ++i) {
+                                parameters[static_cast<size_t>(i)]->alloc();
+                              }
+                            });
+  const RowReader reader(ctx, tensors);
+  fill_weights(ctx, &weights,
+               {[&](const Parameter& p, int64_t begin, int64_t end, float* out) {
+                  reader.read_rows(p, begin, end, out);
+                },
+                [&](const Parameter& p, int32_t* out) { reader.read_table(p, out); }});
   return weights;
 }
 

@@ -43,13 +43,16 @@ TensorArchiveFrame tensor_archive_frame(DType dtype, const std::vector<int64_t>&
 struct TensorView {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
-  std::span<const uint8_t> data;  // row-major
+  std::span<const uint8_t> data;    // row-major
+  std::span<const uint8_t> record;  // the stored bytes that `data` is a part of
+  uint32_t crc = 0;                 // of `record`, as stored
 };
 
 /// Reads such an archive, ours or Python's.
-/// @param verify also compares the stored CRC.
+/// @param verify also compares the stored CRCs.
+/// @param verify_elements false leaves the elements' CRC to the caller, and their bytes untouched.
 /// Errors: UserError for anything but one plain tensor that is stored contiguously.
 TensorView read_tensor_archive(std::span<const uint8_t> archive, const std::string& origin,
-                               bool verify);
+                               bool verify, bool verify_elements = true);
 
 }  // namespace fathom

@@ -92,7 +92,6 @@ class Conversion {
     if (is_coordinator()) {
       group_.wait_until([&] { return all_files_are_there(); });
       publish(*pending);
-      group_.finish();
     } else {
       group_.wait_until([&] { return is_tracked(); });
     }
@@ -215,6 +214,8 @@ class Conversion {
     write_dcp_headers(pending, plan_.metadata, kRelease, plan_.save_id,
                       encode_common_pt(args, /*iteration=*/1, /*with_optimizer=*/false));
     pending.publish();
+    // Before the tracker, after which nothing more is done here, whenever this process is killed.
+    group_.finish();
     write_file_atomic(tracker_path(out_dir_), kRelease);
   }
 

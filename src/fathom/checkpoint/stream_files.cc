@@ -140,25 +140,34 @@ StreamWriter::~StreamWriter() = default;
 
 StreamWriter::OpenFile& StreamWriter::open(size_t index) {
   const std::lock_guard lock(mutex_);
-  std::unique_ptr<OpenFile>& file = open_[index];
-  if (file) return *file;
-  const StreamFile& wanted = files_[index];
-  file = std::make_unique<OpenFile>();
-  file->path = temporary_path(wanted.path);
+  if (open_[index]) return *open_[index];
+  // Kept once it is ready: a thread that comes after a failure fails for the same reason.
+  auto file = std::make_unique<OpenFile>();
+  file->path = temporary_path(files_[index].path);
   file->fd = ::open(file->path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (file->fd < 0) throw_errno("cannot create", file->path);
   FATHOM_CHECK(::flock(file->fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK,
                "another process is writing ", file->path, "\n  fix: wait for it, or end it");
-  if (::ftruncate(file->fd, 0) != 0) throw_errno("cannot empty", file->path);
+  try {
+    prepare(*file, files_[index]);
+  } catch (...) {
+    ::unlink(file->path.c_str());
+    throw;
+  }
+  open_[index] = std::move(file);
+  return *open_[index];
+}
+
+void StreamWriter::prepare(OpenFile& file, const StreamFile& wanted) {
+  if (::ftruncate(file.fd, 0) != 0) throw_errno("cannot empty", file.path);
   // All of its blocks at once: a full disk is found before the work, and the file is in one piece.
-  if (wanted.num_bytes > 0 && ::fallocate(file->fd, 0, 0, wanted.num_bytes) != 0 &&
+  if (wanted.num_bytes > 0 && ::fallocate(file.fd, 0, 0, wanted.num_bytes) != 0 &&
       (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)) {
-    throw_errno("cannot write", file->path);
+    throw_errno("cannot write", file.path);
   }
   if (!wanted.start.empty()) {
-    write_at(*file, 0, {{wanted.start.data(), static_cast<int64_t>(wanted.start.size())}});
+    write_at(file, 0, {{wanted.start.data(), static_cast<int64_t>(wanted.start.size())}});
   }
-  return *file;
 }
 
 void StreamWriter::write_at(OpenFile& file, int64_t offset,

@@ -106,6 +106,7 @@ class StreamWriter {
     int64_t num_bytes = 0;
   };
   OpenFile& open(size_t file);
+  void prepare(OpenFile& file, const StreamFile& wanted);
   void finish_item(size_t item, uint32_t crc, bool with_tail);
   void finish_file(size_t file);
   void write_at(OpenFile& file, int64_t offset,

@@ -1,19 +1,9 @@
 #include "fathom/launch/process_place.h"
 
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
 #include <charconv>
-#include <csignal>
-#include <cstdlib>
 #include <optional>
-#include <vector>
 
 #include "fathom/base/error.h"
-#include "fathom/base/file.h"
 
 namespace fathom {
 namespace {
@@ -60,53 +50,6 @@ LaunchedProcess launched_process(const config::Environment& environment) {
       environment.contains("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
   if (!environment.contains(size)) return {};
   return read(environment, "Slurm", "SLURM_PROCID", size).value_or(LaunchedProcess{});
-}
-
-int run_local_ranks(int64_t size) {
-  std::vector<std::string> words;
-  const std::string line = read_file("/proc/self/cmdline");
-  for (size_t at = 0; at < line.size(); at += words.back().size() + 1) {
-    words.emplace_back(line.c_str() + at);
-  }
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-
-  std::vector<pid_t> children;
-  const pid_t parent = ::getpid();
-  for (int64_t rank = 0; rank < size; ++rank) {
-    const std::string rank_text = std::to_string(rank), size_text = std::to_string(size);
-    const pid_t pid = ::fork();
-    FATHOM_CHECK(pid >= 0, "cannot start another process: error ", errno);
-    if (pid == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // they do not outlive this process
-      if (::getppid() != parent) ::_exit(1);
-      ::setenv("RANK", rank_text.c_str(), 1);
-      ::setenv("LOCAL_RANK", rank_text.c_str(), 1);
-      ::setenv("WORLD_SIZE", size_text.c_str(), 1);
-      ::execv("/proc/self/exe", argv.data());
-      ::_exit(127);
-    }
-    children.push_back(pid);
-  }
-  int result = 0;
-  for (size_t left = children.size(); left > 0;) {
-    int status = 0;
-    const pid_t pid = ::waitpid(-1, &status, 0);
-    if (pid < 0 && errno == EINTR) continue;
-    if (pid < 0) break;
-    const auto child = std::find(children.begin(), children.end(), pid);
-    if (child == children.end()) continue;
-    *child = -1;
-    --left;
-    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-    if (code == 0 || result != 0) continue;
-    result = code;
-    for (const pid_t other : children) {
-      if (other > 0) ::kill(other, SIGKILL);
-    }
-  }
-  return result;
 }
 
 }  // namespace fathom

@@ -18,9 +18,4 @@ struct LaunchedProcess {
 /// directory. Errors: ConfigError for one without the other, or numbers that do not fit.
 LaunchedProcess launched_process(const config::Environment& environment);
 
-/// Starts `size` copies of this process's command line on this machine, with RANK and WORLD_SIZE
-/// set, and waits for them. The first that fails ends the others.
-/// @return exit code: 0, or that of the first that failed.
-int run_local_ranks(int64_t size);
-
 }  // namespace fathom
