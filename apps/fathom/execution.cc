@@ -6,6 +6,8 @@
 
 #include "fathom/base/error.h"
 #include "fathom/config/derived.h"
+#include "fathom/config/parse.h"
+#include "fathom/dist/rank_environment.h"
 
 namespace fathom {
 namespace {
@@ -41,8 +43,14 @@ int num_usable_cores() {
   return std::max(1, CPU_COUNT(&set));
 }
 
+int num_default_threads() {
+  // The ranks of a machine share its cores.
+  const int num_ranks = dist::rank_environment(config::current_environment()).local_size;
+  return std::max(1, num_usable_cores() / num_ranks);
+}
+
 Execution::Execution(const config::RuntimeOptions& options)
-    : threads_(static_cast<int>(options.threads.value_or(num_usable_cores()))),
+    : threads_(static_cast<int>(options.threads.value_or(num_default_threads()))),
       context_{&threads_, choose_isa(options.cpu_kernels)} {}
 
 }  // namespace fathom

@@ -11,6 +11,8 @@
 #include "fathom/base/log.h"
 #include "fathom/base/process_memory.h"
 #include "fathom/config/words.h"
+#include "fathom/dist/world.h"
+#include "ranks.h"
 
 namespace fathom {
 namespace {
@@ -66,13 +68,6 @@ int run(const std::vector<std::string>& words) {
   return run_command(parsed);
 }
 
-int report(int code, const char* message) {
-  // Standard output may be what has failed; the message goes to standard error alone.
-  std::fflush(stdout);
-  std::fprintf(stderr, "error: %s\n", message);
-  return code;
-}
-
 }  // namespace
 }  // namespace fathom
 
@@ -82,13 +77,15 @@ int main(int argc, char** argv) {
   try {
     const int code = run({argv + 1, argv + argc});
     if (code == kDone && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0))
-      return report(kFailed, "standard output could not be written");
+      return report_failure(kFailed, "standard output could not be written");
     return code;
+  } catch (const dist::PeerFailure& e) {
+    return report_peer_failure(e.what());
   } catch (const ConfigError& e) {
-    return report(kWrongCommandLine, e.what());
+    return report_failure(kWrongCommandLine, e.what());
   } catch (const std::bad_alloc&) {
-    return report(kFailed, "out of memory");
+    return report_failure(kFailed, "out of memory");
   } catch (const std::exception& e) {
-    return report(kFailed, e.what());
+    return report_failure(kFailed, e.what());
   }
 }

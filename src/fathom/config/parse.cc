@@ -159,6 +159,7 @@ class Parser {
         problems_.push_back(str_cat("--", row.name, " is missing: ", row.help));
         state(row).is_bad = true;
       } else if (is_given && !row.refusal.empty() &&
+                 !contains(row.all_built_for, parsed_.command) &&
                  std::find(row.built_values.begin(), row.built_values.end(), value) ==
                      row.built_values.end()) {
         const std::string got = value.empty() || row.is_bool() ? "" : " " + value;

@@ -48,7 +48,7 @@ std::string help_of(const Option& row, Command command) {
   if (const std::string range = row.range_text(); !range.empty()) fact(range);
   std::string text = row.help;
   if (!facts.empty()) text += " (" + facts + ")";
-  if (!row.refusal.empty()) {
+  if (!row.refusal.empty() && !contains(row.all_built_for, command)) {
     std::string built;
     for (const std::string& v : row.built_values)
       if (!v.empty()) built += (built.empty() ? "" : ", ") + v;

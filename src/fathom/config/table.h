@@ -46,6 +46,7 @@ struct Option {
   bool is_positional = false;   // may also be given without its name
   bool in_hash = true;
   std::vector<std::string> built_values;  // when `refusal` is set: the values that are built
+  CommandSet all_built_for = 0;           // subcommands in which every value is
   std::string refusal;                    // sentence for any other value
   std::string no_effect;                  // sentence for an option that changes nothing here
 
@@ -68,6 +69,8 @@ struct Option {
     refusal = std::move(sentence);
     return *this;
   }
+  /// In these subcommands no value is refused.
+  Option& all_values_for(CommandSet set) { return all_built_for = set, *this; }
   Option& without_effect(std::string sentence) { return no_effect = std::move(sentence), *this; }
 
   bool is_bool() const;

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/adam/adam.h"
+#include "fathom/parallel/data_parallel.h"
 
 namespace fathom {
 namespace {
@@ -42,23 +43,44 @@ double squared_grad_norm(const ExecContext& ctx, const Parameter& p) {
 }
 
 Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
-                     const std::function<bool(const Parameter&)>& is_trained)
-    : options_(options) {
+                     const std::function<bool(const Parameter&)>& is_trained, dist::Group group)
+    : options_(options), group_(std::move(group)) {
   for (Parameter* p : parameters_by_name(weights)) {
     if (!p->has_gradient || !is_trained(*p)) continue;
     p->alloc_grad();
-    moments_.push_back({p, Tensor::zeros(p->master.shape()), Tensor::zeros(p->master.shape())});
+    parameters_.push_back(p);
+  }
+  owners_ = deal_parameters(group_, parameters_);
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    AdamMoments m = {parameters_[i], {}, {}};
+    if (is_mine(i)) {
+      m.exp_avg = Tensor::zeros(parameters_[i]->master.shape());
+      m.exp_avg_sq = Tensor::zeros(parameters_[i]->master.shape());
+    }
+    moments_.push_back(std::move(m));
   }
 }
 
+/// By parameter, the same on every member: the owner's value, to which the others add 0.
+std::vector<double> Optimizer::squared_norms(const ExecContext& ctx) const {
+  std::vector<double> squares(parameters_.size());
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (is_mine(i)) squares[i] = squared_grad_norm(ctx, *parameters_[i]);
+  }
+  group_.sum(squares.data(), static_cast<int64_t>(squares.size()));
+  return squares;
+}
+
 double Optimizer::step(const ExecContext& ctx, double lr) {
+  sum_gradients(group_, parameters_, owners_);
   double main_square = 0.0, mtp_square = 0.0;
-  for (const AdamMoments& m : moments_) {
-    const double square = squared_grad_norm(ctx, *m.parameter);
-    FATHOM_CHECK(std::isfinite(square), "optimizer: the gradient of ", m.parameter->name,
+  const std::vector<double> squares = squared_norms(ctx);
+  for (size_t i = 0; i < squares.size(); ++i) {
+    const double square = squares[i];
+    FATHOM_CHECK(std::isfinite(square), "optimizer: the gradient of ", parameters_[i]->name,
                  " is not finite (squared norm ", square, ") at optimizer step ", num_steps_,
                  "\n  fix: lower --lr or --clip-grad, or look at the data of this step");
-    (is_mtp(*m.parameter) ? mtp_square : main_square) += square;
+    (is_mtp(*parameters_[i]) ? mtp_square : main_square) += square;
   }
   const double norm = std::sqrt(main_square);
   auto clip_factor = [&](double group_norm) {
@@ -70,7 +92,9 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
   ++num_steps_;
   beta1_power_ *= static_cast<float>(options_.beta1);
   beta2_power_ *= static_cast<float>(options_.beta2);
-  for (AdamMoments& m : moments_) {
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    if (!is_mine(i)) continue;
+    AdamMoments& m = moments_[i];
     Parameter& p = *m.parameter;
     const bool decays = p.shape.size() >= 2;
     const AdamStep s = {.lr = static_cast<float>(lr),
@@ -84,6 +108,7 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
     adam_update(ctx, s, p.master.numel(), p.grad.f32(), p.master.f32(), m.exp_avg.f32(),
                 m.exp_avg_sq.f32());
   }
+  share_masters(group_, parameters_, owners_);
   ctx.threads->parallel_for(static_cast<int64_t>(moments_.size()), 1,
                             [&](int64_t begin, int64_t end) {
                               for (int64_t i = begin; i < end; ++i) {
