@@ -113,6 +113,7 @@ int serve_checkpoint(const config::Options& o, const StopSignals& signals) {
   options.http = http_options(o.serve);
   options.service.max_running_requests = o.engine.max_running_requests;
   options.service.max_queued_requests = o.serve.max_queued_requests;
+  options.service.stream_interval = o.serve.stream_interval;
   options.api.api_key = o.serve.api_key.value_or("");
   options.api.incremental_stream = o.serve.incremental_streaming_output;
   options.api.request_timeout = std::chrono::seconds(o.serve.request_timeout);

@@ -277,6 +277,7 @@ struct ServeOptions {
   ChatThinking thinking_mode = ChatThinking::kThinking;  // of chats that do not say
   std::optional<int64_t> random_seed;  // of requests without a seed; unset: another one every start
   bool incremental_streaming_output = false;
+  int64_t stream_interval = 1;  // tokens
   int64_t max_queued_requests = 1024;
   int64_t max_body_mb = 64;
   int64_t max_connections = 2048;

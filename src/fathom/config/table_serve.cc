@@ -45,6 +45,10 @@ void describe_server(OptionTable& table, Options& options) {
   table.add("incremental-streaming-output", &o.incremental_streaming_output,
             "events of /generate carry what is new; otherwise everything so far");
   table
+      .add("stream-interval", &o.stream_interval,
+           "tokens from one event of a stream to the next; the first comes at once")
+      .at_least(1);
+  table
       .add("health-check-timeout", &o.health_check_timeout,
            "seconds that /health_generate, or a router's check, waits")
       .at_least(1);

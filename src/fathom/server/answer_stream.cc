@@ -24,6 +24,7 @@ AnswerStream::AnswerStream(EngineService& service, HttpReply& reply,
                     .item = static_cast<int64_t>(i),
                     .request = items[i].request,
                     .wants_tokens = wants_tokens,
+                    .stream_interval = items[i].options.stream_interval,
                     .listener = inbox_});
   }
   service.submit(std::move(jobs));

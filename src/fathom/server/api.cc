@@ -63,8 +63,12 @@ const Api::Route* Api::find_route(const HttpRequest& request) {
       {"/start_profile", "POST", nullptr, &Api::not_built},
       {"/stop_profile", "POST", nullptr, &Api::not_built},
   });
+  constexpr std::string_view kModels = "/v1/models";
+  const bool is_one_model =
+      request.path.starts_with(kModels) && request.path.substr(kModels.size()).starts_with("/");
+  const std::string_view path = is_one_model ? kModels : std::string_view(request.path);
   for (const Route& route : kRoutes) {
-    if (route.path == request.path) return &route;
+    if (route.path == path) return &route;
   }
   return nullptr;
 }

@@ -87,6 +87,8 @@ TEST(ApiTest, TheServerDescribesItself) {
   const Json models = server.get("/v1/models").json();
   EXPECT_EQ(models["data"][0]["id"], "scripted");
   EXPECT_EQ(models["data"][0]["max_model_len"], 4096);
+  EXPECT_EQ(server.get("/v1/models/scripted").json(), models["data"][0]);
+  EXPECT_EQ(server.get("/v1/models/other").status, 404);
   const Json state = server.get("/server_info").json();
   EXPECT_EQ(state["status"], "ready");
   EXPECT_EQ(state["internal_states"][0]["num_running_reqs"], 0);

@@ -305,7 +305,11 @@ void EngineService::note_token(const Completion& so_far) {
   Running& running = found->second;
   note_time_of_token(&running, so_far.sample);
   last_output_ = Clock::now();
-  if (running.job.wants_tokens) running.job.listener->on_token(running.job.item, so_far);
+  const Job& job = running.job;
+  if (!job.wants_tokens) return;
+  const auto count = static_cast<int64_t>(so_far.token_ids.size());
+  const int64_t every = job.stream_interval > 0 ? job.stream_interval : options_.stream_interval;
+  if (count == 1 || count % every == 0) job.listener->on_token(job.item, so_far);
 }
 
 void EngineService::deliver(Completion completion) {

@@ -48,6 +48,7 @@ struct Job {
   int64_t item = 0;  // handed back to the listener
   Request request;
   bool wants_tokens = false;
+  int64_t stream_interval = 0;  // tokens of a sample from one word of them to the next; 0: Options'
   std::shared_ptr<JobListener> listener;
 };
 
@@ -56,6 +57,7 @@ class EngineService {
   struct Options {
     int64_t max_running_requests = 64;   // of the engine, for the count of what waits
     int64_t max_queued_requests = 1024;  // samples that may wait for the engine
+    int64_t stream_interval = 1;         // of jobs that do not say
   };
   /// Makes the engine that calls `on_token`.
   using MakeEngine = std::function<std::unique_ptr<Engine>(OnToken on_token)>;

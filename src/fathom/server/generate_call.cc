@@ -9,7 +9,6 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kMaxPriority = 1'000'000;  // the engine's
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
 /// Prompts of the call, and whether they came as a list.
@@ -80,7 +79,8 @@ int64_t read_sampling_params(const Json& object, const ServedModel& model, Gener
   fields.refuse({"json_schema", "regex", "ebnf", "structural_tag"},
                 "constrained decoding is not built");
   fields.refuse({"stop_regex"}, "regular expressions as stops are not built; stop takes texts");
-  fields.ignore({"stream_interval", "custom_params"});
+  item->options.stream_interval = fields.integer("stream_interval", 0, 1, kAny);
+  fields.ignore({"custom_params"});
   fields.refuse_unknown();
   item->request.sampling = std::move(p);
   return n;

@@ -20,6 +20,7 @@ struct AnswerOptions {
   bool return_routed_experts = false;
   int64_t routed_experts_start = 0;  // first position
   bool return_indexer_topk = false;
+  int64_t stream_interval = 0;  // tokens from one event to the next; 0: the server's
 };
 
 /// One prompt of a call.

@@ -314,6 +314,14 @@ TEST_F(GenerateEndpointTest, IncrementalStreamsTellWhatIsNew) {
     append(event["meta_info"]["output_token_logprobs"], &log_probs[i]);
     EXPECT_EQ(event["meta_info"]["completion_tokens"], ids[i].size());
   }
+  Json seldom = body;
+  seldom["sampling_params"]["stream_interval"] = 15;
+  std::vector<size_t> counts;
+  for (const Json& event : events_of(incremental.post("/generate", seldom))) {
+    if (event["index"] == 0) counts.push_back(event["meta_info"]["completion_tokens"]);
+  }
+  EXPECT_LE(counts.size(), 4u) << "1, 15, 30 and 40, or fewer when the connection was slow";
+  EXPECT_EQ(counts.back(), 40u);
   for (size_t i = 0; i < 4; ++i) {
     EXPECT_EQ(text[i], expected[i]["text"]);
     EXPECT_EQ(ids[i], expected[i]["output_ids"]);

@@ -64,15 +64,22 @@ HttpResponse Api::loads(const HttpRequest&) {
                                      {"num_waiting_reqs", load.num_waiting}}}));
 }
 
-HttpResponse Api::models(const HttpRequest&) {
-  return json_response(
-      {{"object", "list"},
-       {"data", Json::array({{{"id", model_.name},
-                              {"object", "model"},
-                              {"created", 0},
-                              {"owned_by", "fathom"},
-                              {"root", model_.path},
-                              {"max_model_len", model_.config.max_position_embeddings}}})}});
+/// /v1/models, and /v1/models/NAME.
+HttpResponse Api::models(const HttpRequest& request) {
+  const Json model{{"id", model_.name},   {"object", "model"},
+                   {"created", 0},        {"owned_by", "fathom"},
+                   {"root", model_.path}, {"max_model_len", model_.config.max_position_embeddings}};
+  constexpr std::string_view kOne = "/v1/models/";
+  if (!request.path.starts_with(kOne)) {
+    return json_response({{"object", "list"}, {"data", Json::array({model})}});
+  }
+  const std::string_view given = std::string_view(request.path).substr(kOne.size());
+  const std::string name = url_decode(given).value_or("");
+  if (name != model_.name) {
+    throw HttpError(
+        404, str_cat("there is no model '", name.substr(0, 100), "', ", model_.name, " is served"));
+  }
+  return json_response(model);
 }
 
 HttpResponse Api::metrics(const HttpRequest&) {

@@ -40,6 +40,7 @@ void read_common(JsonFields& fields, const ServedModel& model, OpenAiCall* call,
   const std::optional<uint64_t> seed = fields.seed("seed");
   r.seeds = sample_seeds(seed ? *seed : model.next_seed(), n);
   r.sampling.min_new_tokens = fields.integer("min_tokens", 0, 0, kAny);
+  r.priority = fields.integer("priority", 0, -kMaxPriority, kMaxPriority);
 
   AnswerOptions& o = item->options;
   call->return_meta_info = fields.flag("return_meta_info", false);
@@ -62,7 +63,7 @@ void read_common(JsonFields& fields, const ServedModel& model, OpenAiCall* call,
                  "return_hidden_states", "continue_final_message", "extra_key", "cache_salt"},
                 "it is not built");
   fields.ignore({"user", "metadata", "store", "service_tier", "safety_identifier",
-                 "prompt_cache_key", "routing_key", "priority", "custom_params", "stream_reasoning",
+                 "prompt_cache_key", "routing_key", "custom_params", "stream_reasoning",
                  "parallel_tool_calls"});
 }
 

@@ -11,6 +11,7 @@
 namespace fathom {
 
 /// Bounds that keep one request from being very many.
+inline constexpr int64_t kMaxPriority = 1'000'000;  // the engine's
 inline constexpr int64_t kMaxSamples = 1024;
 inline constexpr int64_t kMaxTopLogProbs = 256;
 inline constexpr size_t kMaxStops = 64, kMaxStopBytes = 4096, kMaxRidBytes = 256;

@@ -5,6 +5,7 @@
 
 #include "fathom/kernels/sm90/checks.h"
 #include "fathom/kernels/sm90/harness.h"
+#include "fathom/kernels/sparse_attention/sparse_attention_bwd_sm90.h"
 #include "fathom/kernels/sparse_attention/sparse_attention_sm90.h"
 
 namespace fathom::sm90 {
@@ -49,6 +50,78 @@ __global__ void attention_ref(SparseAttentionSm90 p, double* out, double* lse) {
     out[(int64_t{t} * p.H + h) * kDim + d] = o / z;
   }
   if (threadIdx.x == 0) lse[int64_t{t} * p.H + h] = m + log(z);
+}
+
+// The equations of the backward, fp64. First P and dS of a (query, head), dq and dsink; then the
+// keys of a query.
+struct BackwardRef {
+  SparseAttentionSm90 f;
+  const bf16* dout;
+  const double* lse;
+  double *p, *ds, *dq, *dwindow, *dentries, *dsink;
+  int list;
+};
+__device__ const bf16* ref_key(const BackwardRef& r, int t, int j, int& row) {
+  const bool w = j < r.f.window_keys;
+  const int e = j - r.f.window_keys;
+  if (!w && (r.f.picks == nullptr ||
+             e >= (r.f.num_picks == nullptr ? r.f.picks_stride : r.f.num_picks[t])))
+    return nullptr;
+  row = w ? r.f.window_rows[int64_t{t} * r.f.window_keys + j]
+          : r.f.picks[int64_t{t} * r.f.picks_stride + e];
+  if (row < 0) return nullptr;
+  return static_cast<const bf16*>(w ? r.f.window.data : r.f.entries.data) + int64_t{row} * kDim;
+}
+__global__ void backward_ref_queries(BackwardRef r) {
+  const int t = blockIdx.x, h = blockIdx.y;
+  const int64_t th = int64_t{t} * r.f.H + h;
+  const bf16 *q = r.f.q + th * kDim, *g = r.dout + th * kDim;
+  __shared__ double delta;
+  if (threadIdx.x == 0) {
+    delta = 0;
+    for (int d = 0; d < kDim; ++d)
+      delta += double(__bfloat162float(r.f.out[th * kDim + d])) * double(__bfloat162float(g[d]));
+    atomicAdd(&r.dsink[h], -delta * exp(double(r.f.sink[h]) - r.lse[th]));
+  }
+  __syncthreads();
+  for (int j = threadIdx.x; j < r.list; j += blockDim.x) {
+    int row = 0;
+    const bf16* k = ref_key(r, t, j, row);
+    double s = 0, dp = 0;
+    if (k != nullptr)
+      for (int d = 0; d < kDim; ++d) {
+        s += double(__bfloat162float(q[d])) * double(__bfloat162float(k[d]));
+        dp += double(__bfloat162float(g[d])) * double(__bfloat162float(k[d]));
+      }
+    const double p = k == nullptr ? 0.0 : exp(s * double(r.f.scale) - r.lse[th]);
+    r.p[th * r.list + j] = p;
+    r.ds[th * r.list + j] = p * (dp - delta) * double(r.f.scale);
+  }
+  __syncthreads();
+  for (int d = threadIdx.x; d < kDim; d += blockDim.x) {
+    double sum = 0;
+    for (int j = 0; j < r.list; ++j) {
+      int row = 0;
+      if (const bf16* k = ref_key(r, t, j, row))
+        sum += r.ds[th * r.list + j] * double(__bfloat162float(k[d]));
+    }
+    r.dq[th * kDim + d] = sum;
+  }
+}
+__global__ void backward_ref_keys(BackwardRef r) {
+  const int t = blockIdx.x, j = blockIdx.y;
+  int row = 0;
+  if (ref_key(r, t, j, row) == nullptr) return;
+  double* out = (j < r.f.window_keys ? r.dwindow : r.dentries) + int64_t{row} * kDim;
+  for (int d = threadIdx.x; d < kDim; d += blockDim.x) {
+    double sum = 0;
+    for (int h = 0; h < r.f.H; ++h) {
+      const int64_t th = int64_t{t} * r.f.H + h;
+      sum += r.ds[th * r.list + j] * double(__bfloat162float(r.f.q[th * kDim + d])) +
+             r.p[th * r.list + j] * double(__bfloat162float(r.dout[th * kDim + d]));
+    }
+    atomicAdd(&out[d], sum);
+  }
 }
 
 // Random FP8 pages, and the BF16 rows that they decode to.
@@ -232,6 +305,106 @@ void check(int T, int H, int window, int picks, int entries, bool ragged) {
   std::printf("attention %-44s error %.1e, lse %.1e\n", name.c_str(), worst, worst_lse);
 }
 
+template <class T>
+std::vector<T> zeros(size_t n) {
+  return std::vector<T>(n, T(0));
+}
+
+void check_backward(int T, int H, int window, int picks, int entries, bool ragged) {
+  const Case c(T, H, window, picks, entries, ragged);
+  const size_t n = size_t(T) * H * kDim, rows = size_t(T) * H;
+  const int list = window + picks;
+  const std::string name = "backward " + std::to_string(T) + " queries, " + std::to_string(H) +
+                           " heads, " + std::to_string(window) + "+" + std::to_string(picks);
+  Buffer<bf16> out(n), dout(n);
+  Buffer<float> lse(rows);
+  fill(dout, 29, 0.3f);
+  const SparseAttentionSm90 f = c.params(KvLayout::kBf16, out.get(), lse.get());
+  FATHOM_CUDA(sparse_attention_sm90(f, nullptr));
+
+  Buffer<double> o(n), ref_lse(rows), p(rows * list), ds(rows * list), dq(n),
+      dwindow(zeros<double>(size_t(T) * kDim)), dentries(zeros<double>(size_t(entries) * kDim)),
+      dsink(zeros<double>(H));
+  attention_ref<<<dim3(T, H), 128, list * 8>>>(f, o.get(), ref_lse.get());
+  const BackwardRef ref{f,        dout.get(),    ref_lse.get(),  p.get(),     ds.get(),
+                        dq.get(), dwindow.get(), dentries.get(), dsink.get(), list};
+  backward_ref_queries<<<dim3(T, H), 128>>>(ref);
+  backward_ref_keys<<<dim3(T, list), 128>>>(ref);
+  FATHOM_CUDA(cudaDeviceSynchronize());
+
+  struct Result {
+    Buffer<bf16> dq;
+    Buffer<float> dwindow, dentries, dsink;
+    Result(size_t n, int T, int entries, int H)
+        : dq(n),
+          dwindow(zeros<float>(size_t(T) * kDim)),
+          dentries(zeros<float>(size_t(entries) * kDim)),
+          dsink(zeros<float>(H)) {}
+  };
+  auto run = [&](const Result& r, int per_pass) {
+    SparseAttentionBwdSm90 b{};
+    b.fwd = f;
+    b.dout = dout.get();
+    b.num_window_rows = T, b.num_entries = entries;
+    b.dq = r.dq.get(), b.dwindow = r.dwindow.get(), b.dentries = r.dentries.get(),
+    b.dsink = r.dsink.get();
+    b.queries_per_pass = per_pass;
+    b.workspace_bytes = sparse_attention_bwd_sm90_bytes(b);
+    Buffer<char> workspace(b.workspace_bytes);
+    b.workspace = workspace.get();
+    FATHOM_CUDA(sparse_attention_bwd_sm90(b, nullptr));
+    FATHOM_CUDA(cudaDeviceSynchronize());
+  };
+  const Result first(n, T, entries, H);
+  run(first, T);
+  const double e_q = relative_error(first.dq.get(), dq.get(), n);
+  const double e_w = relative_error(first.dwindow.get(), dwindow.get(), dwindow.size());
+  const double e_e =
+      picks > 0 ? relative_error(first.dentries.get(), dentries.get(), dentries.size()) : 0;
+  const double e_s = relative_error(first.dsink.get(), dsink.get(), dsink.size());
+  expect(e_q < 5e-3 && e_w < 5e-3 && e_e < 5e-3 && e_s < 5e-3, (name + " against fp64").c_str());
+  for (int per_pass : {T, T, std::max(1, T / 3), 1}) {  // from run to run, and cut into passes
+    const Result again(n, T, entries, H);
+    run(again, per_pass);
+    const size_t bad =
+        different_bits(first.dq.get(), again.dq.get(), n) +
+        different_bits(first.dwindow.get(), again.dwindow.get(), first.dwindow.size()) +
+        different_bits(first.dentries.get(), again.dentries.get(), first.dentries.size()) +
+        different_bits(first.dsink.get(), again.dsink.get(), first.dsink.size());
+    expect(bad == 0, (name + " in passes of " + std::to_string(per_pass) + ": " +
+                      std::to_string(bad) + " bits differ")
+                         .c_str());
+  }
+  std::printf("attention %-44s dq %.1e, window %.1e, entries %.1e, sink %.1e\n", name.c_str(), e_q,
+              e_w, e_e, e_s);
+}
+
+void speed_backward(int T, int H, int picks, int entries, int per_pass) {
+  const Case c(T, H, 128, picks, entries, false);
+  const size_t n = size_t(T) * H * kDim;
+  Buffer<bf16> out(n), dout(n), dq(n);
+  Buffer<float> lse(size_t(T) * H), dwindow(zeros<float>(size_t(T) * kDim)),
+      dentries(zeros<float>(size_t(entries) * kDim)), dsink(zeros<float>(H));
+  fill(dout, 29, 0.3f);
+  SparseAttentionBwdSm90 b{};
+  b.fwd = c.params(KvLayout::kBf16, out.get(), lse.get());
+  FATHOM_CUDA(sparse_attention_sm90(b.fwd, nullptr));
+  b.dout = dout.get();
+  b.num_window_rows = T, b.num_entries = entries;
+  b.dq = dq.get(), b.dwindow = dwindow.get(), b.dentries = dentries.get(), b.dsink = dsink.get();
+  b.queries_per_pass = per_pass;
+  b.workspace_bytes = sparse_attention_bwd_sm90_bytes(b);
+  Buffer<char> workspace(b.workspace_bytes);
+  b.workspace = workspace.get();
+  const double ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(sparse_attention_bwd_sm90(b, s)); });
+  const double flops = 10.0 * T * H * (128 + picks) * kDim;
+  std::printf(
+      "attention backward   %4d queries %3d heads 128+%-4d %5d entries, passes of %d, %.0f MiB: "
+      "%8.1f us %6.1f TFLOP/s, floor %.1f us\n",
+      T, H, picks, entries, per_pass, double(b.workspace_bytes) / 1048576, ms * 1e3,
+      flops / ms * 1e-9, flops / 989e12 * 1e6);
+}
+
 void speed(const char* what, int T, int H, int picks, int entries, bool all) {
   const Case c(T, H, 128, picks, entries, false);
   Buffer<bf16> out(size_t(T) * H * kDim);
@@ -245,7 +418,8 @@ void speed(const char* what, int T, int H, int picks, int entries, bool all) {
       const bool is_taken = !taken[layout == KvLayout::kFp8];
       taken[layout == KvLayout::kFp8] = true;
       if (!all && !is_taken) continue;
-      const double ms = time_ms([&] { FATHOM_CUDA(sparse_attention_sm90_variant(p, v, nullptr)); });
+      const double ms =
+          time_ms([&](cudaStream_t s) { FATHOM_CUDA(sparse_attention_sm90_variant(p, v, s)); });
       std::printf(
           "attention %-10s %4d queries %3d heads 128+%-4d %c %-40s %8.1f us %6.1f TFLOP/s, floor "
           "%.1f us\n",
@@ -262,12 +436,20 @@ void check_attention() {
   check(1, 64, 64, 0, 64, false);
   check(150, 64, 128, 96, 300, false);
   check(140, 64, 128, 33, 50, true);
+  check_backward(67, 64, 128, 512, 700, true);
+  check_backward(5, 128, 128, 1024, 1100, true);
+  check_backward(1, 64, 64, 0, 64, false);
+  check_backward(200, 64, 128, 33, 50, true);
 }
 
 void time_attention(bool all) {
   speed("prefill", 4096, 64, 512, 16384, all);
   speed("prefill", 4096, 64, 512, 1024, false);
   speed("Pro", 2048, 128, 1024, 16384, false);
+  speed_backward(4096, 64, 512, 1024, 4096);
+  speed_backward(4096, 64, 512, 1024, 1024);
+  speed_backward(4096, 64, 512, 16384, 4096);
+  speed_backward(2048, 128, 1024, 16384, 1024);
   speed("decode", 64, 64, 512, 65536, all);
   speed("decode", 128, 64, 512, 65536, all);
   speed("decode", 1, 64, 512, 65536, false);

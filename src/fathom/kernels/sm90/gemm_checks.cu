@@ -171,7 +171,7 @@ void speed(const char* what, int m, int n, int k, int g, bool all) {
   for (int v = 0; v < gemm_sm90_num_variants(); ++v) {
     const GemmSm90 p = c.params(d.get(), false);
     if (!gemm_sm90_variant_fits(p, v) || (!all && v != chosen)) continue;
-    const double ms = time_ms([&] { FATHOM_CUDA(gemm_sm90_variant(p, v, nullptr)); });
+    const double ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(gemm_sm90_variant(p, v, s)); });
     std::printf(
         "%-22s %5dx%5dx%5d g%-3d %c %-34s %8.1f us %7.1f TFLOP/s %6.2f TB/s, floor %.1f us\n", what,
         m, n, k, g, v == chosen ? '*' : ' ', gemm_sm90_variant_name(v), ms * 1e3, flops / ms * 1e-9,

@@ -116,26 +116,39 @@ size_t different_bits(const T* a, const T* b, size_t n) {
   return count;
 }
 
-/// Median milliseconds of one call, by events around batches of calls.
+/// Median milliseconds of one call(stream), by events around replays of a graph of `calls` of them,
+/// so that neither launches nor the host's share of a call are in it.
 template <class F>
-double time_ms(F&& call, int calls = 3, int batches = 7) {
+double time_ms(F&& call, int calls = 5, int replays = 7) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
   cudaEvent_t begin, end;
+  FATHOM_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   FATHOM_CUDA(cudaEventCreate(&begin));
   FATHOM_CUDA(cudaEventCreate(&end));
-  for (int i = 0; i < 2; ++i) call();
+  call(stream);
+  FATHOM_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < calls; ++i) call(stream);
+  FATHOM_CUDA(cudaStreamEndCapture(stream, &graph));
+  FATHOM_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  FATHOM_CUDA(cudaGraphLaunch(exec, stream));
   std::vector<double> ms;
-  for (int b = 0; b < batches; ++b) {
-    FATHOM_CUDA(cudaEventRecord(begin));
-    for (int i = 0; i < calls; ++i) call();
-    FATHOM_CUDA(cudaEventRecord(end));
+  for (int r = 0; r < replays; ++r) {
+    FATHOM_CUDA(cudaEventRecord(begin, stream));
+    FATHOM_CUDA(cudaGraphLaunch(exec, stream));
+    FATHOM_CUDA(cudaEventRecord(end, stream));
     FATHOM_CUDA(cudaEventSynchronize(end));
     float t = 0;
     FATHOM_CUDA(cudaEventElapsedTime(&t, begin, end));
     ms.push_back(t / calls);
   }
   std::sort(ms.begin(), ms.end());
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
+  cudaStreamDestroy(stream);
   return ms[ms.size() / 2];
 }
 

@@ -126,23 +126,23 @@ void time_indexer() {
   Buffer<int32_t> picks(size_t(T) * k), num(T), nan(std::vector<int32_t>{0});
   fill(q, 31), fill(keys, 32), fill(weights, 33, 0.011f), fill(scores, 34);
   const TopkSm90 top{scores.get(), n, nullptr, T, n, k, picks.get(), num.get(), nan.get()};
-  double ms = time_ms([&] { FATHOM_CUDA(topk_sm90(top, nullptr)); });
+  double ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(topk_sm90(top, s)); });
   std::printf("top-k   %d x %d of %d, normal scores      %8.1f us, floor %.1f us\n", T, k, n,
               ms * 1e3, 4.0 * T * n / 3.0e12 * 1e6);
   const IndexerScoresSm90 p{q.get(), weights.get(), keys.get(), nullptr, T, n, scores.get(), n};
-  ms = time_ms([&] { FATHOM_CUDA(indexer_scores_sm90(p, nullptr)); });
+  ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(indexer_scores_sm90(p, s)); });
   const double flops = 2.0 * T * n * 64 * 128;
   std::printf("scores  %d x %d                       %8.1f us %.1f TFLOP/s, floor %.1f us\n", T, n,
               ms * 1e3, flops / ms * 1e-9, flops / 989e12 * 1e6);
-  ms = time_ms([&] { FATHOM_CUDA(topk_sm90(top, nullptr)); });
+  ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(topk_sm90(top, s)); });
   std::printf("top-k   %d x %d of %d, indexer scores     %8.1f us\n", T, k, n, ms * 1e3);
   for (int batch : {1, 64}) {
     IndexerScoresSm90 d = p;
     d.T = batch;
-    ms = time_ms([&] { FATHOM_CUDA(indexer_scores_sm90(d, nullptr)); });
+    ms = time_ms([&](cudaStream_t s) { FATHOM_CUDA(indexer_scores_sm90(d, s)); });
     TopkSm90 dt = top;
     dt.T = batch;
-    const double ms2 = time_ms([&] { FATHOM_CUDA(topk_sm90(dt, nullptr)); });
+    const double ms2 = time_ms([&](cudaStream_t s) { FATHOM_CUDA(topk_sm90(dt, s)); });
     std::printf("decode  %d x %d: scores %.1f us, top-k %.1f us\n", batch, n, ms * 1e3, ms2 * 1e3);
   }
 }
