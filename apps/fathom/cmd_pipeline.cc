@@ -10,6 +10,7 @@
 #include "fathom/rl/rl_run.h"
 #include "hub_download.h"
 #include "name_dialect.h"
+#include "ranks.h"
 #include "run_hints.h"
 
 namespace fathom {
@@ -22,7 +23,7 @@ void convert(const ExecContext& ctx, const std::string& from, const std::string&
 }
 
 void train(const ExecContext& ctx, const config::ParsedCommand& command,
-           const config::Options& options) {
+           const config::Options& options, const dist::Group& ranks) {
   const std::string& checkpoint = *options.launch.hf_checkpoint;
   const Tokenizer tokenizer = Tokenizer::load(checkpoint);
   // The configuration counts MTP modules only where the checkpoint has their tensors.
@@ -30,13 +31,11 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
   load_torch_dist(*options.checkpoint.ref_load, &weights);
   RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path,
-        config::to_json(command))
+        config::to_json(command), ranks)
       .run();
 }
 
-}  // namespace
-
-int run_pipeline(const config::ParsedCommand& command) {
+int pipeline_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   log_info(config::format_option_table(command));
   if (contains(config::kTraining, command.command))
@@ -51,9 +50,18 @@ int run_pipeline(const config::ParsedCommand& command) {
     convert(ctx, from, to);
   };
   functions.hub = hub_functions(o);
-  functions.train = [&](const config::Options& options) { train(ctx, command, options); };
+  functions.train = [&](const config::Options& options) { train(ctx, command, options, ranks); };
   Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();
   return 0;
+}
+
+}  // namespace
+
+int run_pipeline(const config::ParsedCommand& command) {
+  // Only what trains is computed by several ranks.
+  if (!contains(config::kTraining, command.command)) return pipeline_on({}, command);
+  return run_on_ranks(command,
+                      [&](const dist::Group& ranks) { return pipeline_on(ranks, command); });
 }
 
 }  // namespace fathom

@@ -29,6 +29,10 @@ int start_local_ranks(const config::ParsedCommand& command) {
   SupervisorOptions options;
   options.num_ranks = static_cast<int>(command.options.launch.num_procs);
   options.arguments = own_arguments();
+  // An id that was made now is the same for all ranks.
+  if (const auto& run_id = command.options.launch.run_id) {
+    options.environment["MILES_SCRIPT_RUN_ID"] = *run_id;
+  }
   return supervise_ranks(options);
 }
 
@@ -44,6 +48,12 @@ int run_on_ranks(const config::ParsedCommand& command,
                               " has started ", environment.local_size, " ranks on this machine\n",
                               "  fix: leave --num-procs out, or start without ",
                               environment.launcher));
+  }
+  if (contains(config::kTraining, command.command) && environment.launcher != "fathom" &&
+      !command.is_given("run-id")) {
+    throw ConfigError(
+        str_cat("--run-id is needed: ", environment.launcher, " has started ", environment.size,
+                " ranks, and each would make an id of its own\n  fix: give all the same --run-id"));
   }
   show_log(environment.rank == 0);
   const auto world = dist::World::join(environment, world_options(command.options));

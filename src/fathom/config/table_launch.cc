@@ -139,7 +139,7 @@ void describe_machines(OptionTable& table, Options& options) {
            "local ranks on GPUs; on a CPU --num-procs counts")
       .at_least(1)
       .not_hashed();
-  const CommandSet on_ranks = set_of(Command::kScore, Command::kSft);
+  const CommandSet on_ranks = kTraining | set_of(Command::kScore, Command::kSft);
   table
       .add("num-procs", &o.num_procs,
            "local ranks on a CPU, which share the samples; results are the same but for the order "

@@ -123,6 +123,35 @@ void Optimizer::zero_grad() {
   for (AdamMoments& m : moments_) m.parameter->zero_grad();
 }
 
+std::vector<AdamMoments> Optimizer::moments_to_fill() const {
+  std::vector<AdamMoments> all = moments_;
+  for (AdamMoments& m : all) {
+    if (!m.exp_avg.defined()) m.exp_avg = Tensor::zeros(m.parameter->master.shape());
+    if (!m.exp_avg_sq.defined()) m.exp_avg_sq = Tensor::zeros(m.parameter->master.shape());
+  }
+  return all;
+}
+
+std::vector<AdamMoments> Optimizer::gathered_moments() const {
+  if (group_.rank() != 0) {
+    for (size_t i = 0; i < moments_.size(); ++i) {
+      if (!is_mine(i)) continue;
+      for (const Tensor& t : {moments_[i].exp_avg, moments_[i].exp_avg_sq}) {
+        group_.send(0, t.f32(), t.num_bytes());
+      }
+    }
+    return moments_;
+  }
+  std::vector<AdamMoments> all = moments_to_fill();
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (is_mine(i)) continue;
+    for (const Tensor& t : {all[i].exp_avg, all[i].exp_avg_sq}) {
+      group_.receive(owners_[i], t.f32(), t.num_bytes());
+    }
+  }
+  return all;
+}
+
 Json Optimizer::scalars() const {
   return Json{{"num_steps", num_steps_},
               {"beta1_power_bits", std::bit_cast<uint32_t>(beta1_power_)},

@@ -42,7 +42,12 @@ class Optimizer {
   double step(const ExecContext& ctx, double lr);
 
   void zero_grad();
-  std::vector<AdamMoments>& moments() { return moments_; }
+  /// All moments on member 0 of the group, for a checkpoint; on the others theirs alone. Of one
+  /// member's optimizer it is the state itself.
+  std::vector<AdamMoments> gathered_moments() const;
+  /// Memory for all moments, to be filled from a checkpoint: this member's own are the state
+  /// itself, the others' are to be dropped.
+  std::vector<AdamMoments> moments_to_fill() const;
   const OptimizerOptions& options() const { return options_; }
 
   /// Running products β^t and the step count, for checkpoints (exact).
