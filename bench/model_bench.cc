@@ -1,16 +1,18 @@
 // Forward+backward, decoding and shared prompts of a whole model on random weights. Prints one JSON
 // object a line:
 //   {"what": "train", "tokens": 2048, "threads": 2, "ms": ..., "tokens_per_s": ..., "gflops": ...}
-// Usage: model_bench MODEL_CONFIG.json [threads [decode|train]]. Medians of several repetitions
-// after a warm-up.
+// Usage: model_bench MODEL_CONFIG.json [threads|cuda [decode|train]]. Medians of several
+// repetitions after a warm-up.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "fathom/base/device.h"
 #include "fathom/base/hash.h"
 #include "fathom/base/json.h"
 #include "fathom/base/process_memory.h"
@@ -145,16 +147,21 @@ void bench_prefix(const ExecContext& ctx, const Weights& w, int threads) {
 int main(int argc, char** argv) {
   using namespace fathom;
   if (argc < 2) {
-    std::fprintf(stderr, "usage: model_bench MODEL_CONFIG.json [threads [decode|train|prefix]]\n");
+    std::fprintf(stderr,
+                 "usage: model_bench MODEL_CONFIG.json [threads|cuda [decode|train|prefix]]\n");
     return 2;
   }
   keep_freed_memory();
   try {
-    const int threads = argc > 2 ? std::atoi(argv[2]) : 2;
+    const bool on_device = argc > 2 && std::string(argv[2]) == "cuda";
+    const int threads = argc > 2 && !on_device ? std::atoi(argv[2]) : 2;
+    const std::unique_ptr<Device> device = on_device ? open_cuda_device() : nullptr;
     ThreadPool pool(threads);
-    const ExecContext ctx{&pool, detect_cpu_isa()};
+    const ExecContext ctx{&pool, detect_cpu_isa(), device.get()};
     Weights w = make_weights(parse_model_config(read_json_file(argv[1]), argv[1]), false);
     init_random_weights(w, 1);
+    move_weights(ctx, &w);
+    if (on_device) std::printf("{\"device\": \"%s\"}\n", device->name().c_str());
     const std::string only = argc > 3 ? argv[3] : "";
     if (only.empty() || only == "decode") {
       for (int64_t batch : {1, 16, 64}) bench_decode(ctx, w, threads, batch);

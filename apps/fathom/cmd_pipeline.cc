@@ -1,11 +1,14 @@
 // full-train and its stages: the launcher with the functions that do the work.
+#include <filesystem>
+
 #include "commands.h"
+#include "conversion.h"
 #include "execution.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/cast.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/model_tensors.h"
-#include "fathom/checkpoint/prepare_spmd.h"
+#include "fathom/dist/rank_environment.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
 #include "hub_download.h"
@@ -16,10 +19,14 @@
 namespace fathom {
 namespace {
 
-void convert(const ExecContext& ctx, const std::string& from, const std::string& to) {
-  const ModelTensors source(from);
-  for (const std::string& note : source.notes()) log_info("note: ", note);
-  prepare_spmd(ctx, source, to);
+bool is_layout_given(const config::ParsedCommand& command) {
+  for (const char* name :
+       {"tensor-model-parallel-size", "pipeline-model-parallel-size", "expert-model-parallel-size",
+        "expert-tensor-parallel-size", "decoder-first-pipeline-num-layers",
+        "decoder-last-pipeline-num-layers"}) {
+    if (command.is_given(name)) return true;
+  }
+  return false;
 }
 
 void train(const ExecContext& ctx, const config::ParsedCommand& command,
@@ -29,15 +36,23 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
   // The configuration counts MTP modules only where the checkpoint has their tensors.
   Weights weights = make_weights(ModelTensors(checkpoint).config());
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
-  load_torch_dist(*options.checkpoint.ref_load, &weights);
-  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path,
-        config::to_json(command), ranks)
+  load_torch_dist(ctx, *options.checkpoint.ref_load, &weights);
+  Json config = config::to_json(command);
+  std::error_code error;  // paths of the options may be relative to it
+  config["working_directory"] = std::filesystem::current_path(error).string();
+  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path, config, ranks)
       .run();
 }
 
 int pipeline_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const config::Options& o = command.options;
-  log_info(config::format_option_table(command));
+  const bool converts = command.command == config::Command::kPrepareSpmd;
+  // They meet in the directory that they write, not as ranks.
+  const dist::RankEnvironment process =
+      converts ? dist::rank_environment(config::current_environment()) : dist::RankEnvironment{};
+  if (converts && process.size == 1 && o.launch.num_procs > 1 && !o.convert.plan_only)
+    return start_local_ranks(command);
+  if (process.rank == 0) log_info(config::format_option_table(command));
   if (contains(config::kTraining, command.command))
     for (const std::string& hint : run_hints(command)) log_info(hint);
   const Execution execution(o.runtime);
@@ -47,8 +62,12 @@ int pipeline_on(const dist::Group& ranks, const config::ParsedCommand& command) 
     prepare_single(ctx, {.input = from, .output = to, .names = dialect_of(o.convert.names)});
   };
   functions.convert_to_torch_dist = [&](const std::string& from, const std::string& to) {
-    convert(ctx, from, to);
+    if (converts && o.convert.plan_only)
+      print_conversion_plans(o, is_layout_given(command), from);
+    else
+      convert_to_torch_dist(ctx, o, process, from, to);
   };
+  functions.is_one_of_several = process.size > 1;
   functions.hub = hub_functions(o);
   functions.train = [&](const config::Options& options) { train(ctx, command, options, ranks); };
   Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
+#include "fathom/base/log.h"
 #include "fathom/config/derived.h"
 #include "fathom/config/parse.h"
 #include "fathom/dist/rank_environment.h"
@@ -32,6 +33,7 @@ CpuIsa choose_isa(config::CpuKernels kernels) {
 }  // namespace
 
 Weights in_precision(const ExecContext& ctx, Weights weights, const config::Options& options) {
+  move_weights(ctx, &weights);
   set_precision(ctx, &weights, config::derive(options).train_precision);
   return weights;
 }
@@ -51,6 +53,9 @@ int num_default_threads() {
 
 Execution::Execution(const config::RuntimeOptions& options)
     : threads_(static_cast<int>(options.threads.value_or(num_default_threads()))),
-      context_{&threads_, choose_isa(options.cpu_kernels)} {}
+      device_(options.device == config::DeviceKind::kCuda ? open_cuda_device() : nullptr),
+      context_{&threads_, choose_isa(options.cpu_kernels), device_.get()} {
+  if (device_ != nullptr) log_info("device: ", device_->name());
+}
 
 }  // namespace fathom

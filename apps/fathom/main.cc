@@ -1,5 +1,8 @@
 // fathom <subcommand> [options]: finds the subcommand, parses its options, runs it.
 // Exit codes: 0 done, 1 the work failed, 2 the command line or the configuration was wrong.
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -68,12 +71,32 @@ int run(const std::vector<std::string>& words) {
   return run_command(parsed);
 }
 
+// A mapped file that another program made shorter: its lost bytes raise this signal.
+void on_lost_page(int, siginfo_t* info, void*) {
+  // Only what may be called in a signal handler.
+  const char text[] =
+      "error: a file became shorter while it was read, or its disk failed\n  fix: keep other "
+      "programs from writing to the checkpoint that is read, then run the same command again\n";
+  [[maybe_unused]] const ssize_t n = ::write(2, text, sizeof text - 1);
+  ::_exit(info->si_code == BUS_ADRERR ? kFailed : 128 + SIGBUS);
+}
+
+void handle_signals() {
+  struct sigaction action {};
+  action.sa_sigaction = on_lost_page;
+  action.sa_flags = SA_SIGINFO;
+  ::sigaction(SIGBUS, &action, nullptr);
+  // A limit on the size of files is an error of the write that meets it.
+  std::signal(SIGXFSZ, SIG_IGN);
+}
+
 }  // namespace
 }  // namespace fathom
 
 int main(int argc, char** argv) {
   fathom::keep_freed_memory();
   using namespace fathom;
+  handle_signals();
   try {
     const int code = run({argv + 1, argv + argc});
     if (code == kDone && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0))

@@ -25,6 +25,8 @@ dist::WorldOptions world_options(const config::Options& o) {
   return options;
 }
 
+}  // namespace
+
 int start_local_ranks(const config::ParsedCommand& command) {
   SupervisorOptions options;
   options.num_ranks = static_cast<int>(command.options.launch.num_procs);
@@ -35,8 +37,6 @@ int start_local_ranks(const config::ParsedCommand& command) {
   }
   return supervise_ranks(options);
 }
-
-}  // namespace
 
 int run_on_ranks(const config::ParsedCommand& command,
                  const std::function<int(const dist::Group& ranks)>& work) {
@@ -54,6 +54,11 @@ int run_on_ranks(const config::ParsedCommand& command,
     throw ConfigError(
         str_cat("--run-id is needed: ", environment.launcher, " has started ", environment.size,
                 " ranks, and each would make an id of its own\n  fix: give all the same --run-id"));
+  }
+  if (command.options.runtime.device == config::DeviceKind::kCuda) {
+    throw ConfigError(str_cat("--device cuda with ", environment.size,
+                              " ranks: several ranks compute on CPUs so far\n  fix: one rank, or "
+                              "--device cpu"));
   }
   show_log(environment.rank == 0);
   const auto world = dist::World::join(environment, world_options(command.options));

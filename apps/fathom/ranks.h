@@ -17,6 +17,9 @@ namespace fathom {
 int run_on_ranks(const config::ParsedCommand& command,
                  const std::function<int(const dist::Group& ranks)>& work);
 
+/// Starts --num-procs copies of this process and waits for them. @return exit code of the run.
+int start_local_ranks(const config::ParsedCommand& command);
+
 /// Ends a process that has failed. @return the exit code. Of several ranks one prints the message:
 /// the supervisor where there is one, else the rank that failed.
 int report_failure(int exit_code, const std::string& message);

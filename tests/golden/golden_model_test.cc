@@ -10,6 +10,7 @@
 
 #include "fathom/checkpoint/load.h"
 #include "fathom/checkpoint/safetensors.h"
+#include "fathom/kernels/kernel_test.h"
 #include "fathom/model/forward.h"
 #include "fathom/model/sequence_state.h"
 #include "fathom/train/score.h"
@@ -19,7 +20,9 @@ namespace {
 
 Weights load(const std::string& directory) {
   ThreadPool pool(1);
-  return load_weights({&pool, detect_cpu_isa()}, directory);
+  Weights weights = load_weights({&pool, detect_cpu_isa()}, directory);
+  move_weights(base_context(&pool), &weights);
+  return weights;
 }
 
 struct GoldenCase {
@@ -41,10 +44,10 @@ struct GoldenCase {
 class GoldenTest : public ::testing::TestWithParam<const char*> {
  protected:
   ThreadPool pool_{2};
-  ExecContext ctx_{&pool_, detect_cpu_isa()};
+  ExecContext ctx_{&pool_, detect_cpu_isa(), test_device()};
 };
 
-void expect_close(const Tensor& got, const Tensor& want, double tolerance, const std::string& what) {
+void expect_near(const Tensor& got, const Tensor& want, double tolerance, const std::string& what) {
   ASSERT_EQ(got.shape(), want.shape()) << what;
   double worst = 0.0;
   int64_t at = 0;
@@ -73,7 +76,7 @@ TEST_P(GoldenTest, LogitsAndLogProbsOfEveryChunking) {
         score(ctx_, golden.weights, golden.sequences,
               {.with_logits = true, .with_mtp = !golden.weights.mtp.empty(), .chunk_tokens = chunk});
     for (const auto& [name, tensor] : out) {
-      expect_close(tensor, golden.file.read(name), 1e-4, name + " in chunks of " + std::to_string(chunk));
+      expect_near(tensor, golden.file.read(name), 1e-4, name + " in chunks of " + std::to_string(chunk));
     }
   }
 }
@@ -123,7 +126,7 @@ TEST_P(GoldenTest, GreedyTokensWithAndWithoutCachedState) {
   const std::vector<int32_t> expected(want.i32(), want.i32() + want.numel());
   for (bool cached : {true, false}) {
     std::vector<int32_t> ids(prompt.i32(), prompt.i32() + prompt.numel()), generated;
-    SequenceState state(golden.weights.config, 256);
+    SequenceState state(golden.weights.config, 256, Precision::kFp32, test_device());
     int64_t done = 0;
     while (generated.size() < expected.size()) {
       Batch batch;

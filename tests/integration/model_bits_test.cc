@@ -21,7 +21,8 @@ Tensor streams_of(const ExecContext& ctx, const Weights& w, const std::vector<in
   return forward_layers(ctx, w, batch, embed(ctx, w, batch));
 }
 
-void expect_same_rows(const Tensor& got, const Tensor& want, const std::string& what) {
+void expect_same_rows(const Tensor& got_where, const Tensor& want_where, const std::string& what) {
+  const Tensor got = got_where.to_host(), want = want_where.to_host();
   ASSERT_EQ(got.shape(), want.shape()) << what;
   EXPECT_EQ(std::memcmp(got.bytes(), want.bytes(), static_cast<size_t>(want.num_bytes())), 0)
       << what;
@@ -42,7 +43,7 @@ std::vector<std::vector<int32_t>> sequences(const Weights& w) {
 TEST_P(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
   const Weights w = make_tiny_weights(7, GetParam());
   ThreadPool one(1);
-  const ExecContext plain{&one, CpuIsa::kAvx2};
+  const ExecContext plain = base_context(&one);
   std::vector<Tensor> want;
   for (const auto& ids : sequences(w)) want.push_back(streams_of(plain, w, ids));
 
@@ -62,7 +63,8 @@ TEST_P(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
     }
     // Several sequences advance together, each in pieces of its own size.
     for (int64_t piece : {1, 3, 7, 16}) {
-      std::vector<SequenceState> states(all.size(), SequenceState(w.config, 16, GetParam()));
+      std::vector<SequenceState> states(all.size(),
+                                        SequenceState(w.config, 16, GetParam(), test_device()));
       bool any = true;
       for (int64_t round = 0; any; ++round) {
         any = false;
@@ -96,9 +98,9 @@ TEST_P(ModelBitsTest, PackedChunkedAndDecodedRowsAreThoseOfTheSequenceAlone) {
 TEST_P(ModelBitsTest, AForkGoesItsOwnWayAndLeavesTheOtherAlone) {
   const Weights w = make_tiny_weights(7, GetParam());
   ThreadPool pool(2);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
+  const ExecContext ctx{&pool, detect_cpu_isa(), test_device()};
   const auto prompt = random_ids(1, 22, w.config.vocab_size);
-  SequenceState state(w.config, 16, GetParam());
+  SequenceState state(w.config, 16, GetParam(), test_device());
   auto feed = [&](SequenceState* s, const std::vector<int32_t>& ids) {
     Batch batch;
     batch.token_ids = ids;
@@ -140,7 +142,7 @@ TEST_P(ModelBitsTest, GradientsDoNotDependOnMicroBatchesThreadsOrInstructionSet)
     return grads;
   };
   ThreadPool one(1);
-  const std::vector<Tensor> want = gradients({&one, CpuIsa::kAvx2}, 8192);
+  const std::vector<Tensor> want = gradients(base_context(&one), 8192);
   ASSERT_GT(want.size(), 50u);
   for_each_context([&](const ExecContext& ctx, const std::string& name) {
     for (int64_t max_tokens : {8192, 50, 1}) {
@@ -156,10 +158,13 @@ TEST_P(ModelBitsTest, GradientsDoNotDependOnMicroBatchesThreadsOrInstructionSet)
 }
 
 TEST(ModelTest, MtpGradientsAgreeWithCentralDifferences) {
+  if (test_device() != nullptr) {
+    GTEST_SKIP() << "it moves weights on the host; device_bits_test compares the gradients";
+  }
   // The main model is detached: only mtp.* may get a gradient from the MTP loss.
   Weights w = make_tiny_weights(5);
   ThreadPool pool(2);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
+  const ExecContext ctx{&pool, detect_cpu_isa(), test_device()};
   std::vector<SupervisedExample> examples = {{random_ids(9, 30, w.config.vocab_size), 1}};
   auto mtp_loss = [&] {
     Weights copy = w;  // shares memory, has no gradient buffers of its own below
@@ -201,7 +206,7 @@ TEST(ModelTest, MtpGradientsAgreeWithCentralDifferences) {
 TEST_P(ModelBitsTest, ReplayedRoutesAreUsedAndOwnRoutesReplayToTheSameBits) {
   const Weights w = make_tiny_weights(7, GetParam());
   ThreadPool pool(1);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
+  const ExecContext ctx{&pool, detect_cpu_isa(), test_device()};
   const auto ids = random_ids(1, 40, w.config.vocab_size);
   ReplayRecord record{.num_layers = w.config.num_hidden_layers,
                       .num_slots = w.config.num_experts_per_tok,
@@ -218,7 +223,7 @@ TEST_P(ModelBitsTest, ReplayedRoutesAreUsedAndOwnRoutesReplayToTheSameBits) {
   slot[0] = (slot[0] + 1) % 8 == slot[1] ? (slot[0] + 2) % 8 : (slot[0] + 1) % 8;
   const Tensor other = forward_layers(ctx, w, batch, embed(ctx, w, batch));
   expect_same_rows(other.rows(0, 5), want.rows(0, 5), "before the change");
-  EXPECT_NE(std::memcmp(other.rows(5, 6).bytes(), want.rows(5, 6).bytes(),
+  EXPECT_NE(std::memcmp(other.rows(5, 6).to_host().bytes(), want.rows(5, 6).to_host().bytes(),
                         static_cast<size_t>(want.rows(5, 6).num_bytes())),
             0);
 }
@@ -226,7 +231,7 @@ TEST_P(ModelBitsTest, ReplayedRoutesAreUsedAndOwnRoutesReplayToTheSameBits) {
 TEST(ModelTest, ABadBatchNamesItsSegment) {
   const Weights w = make_tiny_weights(7);
   ThreadPool pool(1);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
+  const ExecContext ctx{&pool, detect_cpu_isa(), test_device()};
   auto message = [&](const Batch& batch) -> std::string {
     try {
       embed(ctx, w, batch);

@@ -48,7 +48,7 @@ class RlRunTest : public ::testing::Test {
 
   Weights run(const config::Options& options, const std::string& path, int threads, CpuIsa isa) {
     ThreadPool pool(threads);
-    const ExecContext ctx{&pool, isa};
+    const ExecContext ctx{&pool, isa, test_device()};
     Weights w = make_tiny_weights(11);
     RlRun(ctx, &w, tokenizer_, options, path, Json::object()).run();
     return w;
@@ -152,7 +152,7 @@ TEST_F(RlRunTest, ModesLearnDifferentBitsAndFastDiffersBetweenRolloutAndTrainer)
 
 TEST_P(RlRunModesTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
   ThreadPool pool(2);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
+  const ExecContext ctx{&pool, detect_cpu_isa(), test_device()};
   Weights w = make_tiny_weights(11, GetParam());
   const config::Options o = small_run();
   const auto prompts = read_prompt_file(o, *o.data.prompt_data, tokenizer_, false).prompts;
@@ -180,7 +180,9 @@ TEST_P(RlRunModesTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
         0.0);
   }
   // One step, in its format, of one weight that every token passes.
-  float* weight = w.layers[1].attn.wo_b.compute.f32();
+  Tensor& faulty = w.layers[1].attn.wo_b.compute;
+  const Tensor on_host = faulty.clone().to_host();
+  float* weight = on_host.f32();
   switch (GetParam()) {
     case Precision::kFp32:
       *weight = std::nextafter(*weight, 1e9f);
@@ -192,13 +194,14 @@ TEST_P(RlRunModesTest, APlantedFaultMakesTheLogProbDifferenceNonZero) {
       *weight *= 1 + 0x1p-3f;
       break;
   }
+  faulty = on_host.copy_to(test_device());
   EXPECT_NE(policy_forward_backward(ctx, w, samples, 12.0, options).train_rollout_logprob_abs_diff,
             0.0);
 }
 
 TEST_F(RlRunTest, OverSamplingKeepsTheOrderOfSubmissionWhateverTheEngineRunsAtOnce) {
   ThreadPool pool(2);
-  const ExecContext ctx{&pool, detect_cpu_isa()};
+  const ExecContext ctx{&pool, detect_cpu_isa(), test_device()};
   Weights w = make_tiny_weights(11);
   config::Options o = small_run();
   o.rollout.over_sampling_batch_size = 7;

@@ -1,12 +1,15 @@
 // Promise P1 on the real model: random schedules of a micro V4 with every part give each request
 // the tokens and log-probs that it gets alone, and that the trainer computes. Speculation changes
 // nothing. A kernel whose order of summation depends on the batch is found out.
-// FATHOM_TEST_SCHEDULES=n runs n schedules instead of a few.
+// FATHOM_TEST_SCHEDULES=n runs n schedules instead of a few, FATHOM_TEST_FIRST_SCHEDULE=i from the
+// i-th on, FATHOM_TEST_SIDE_BY_SIDE=k runs k at a time (on a device each on a stream of its own).
 #include <gtest/gtest.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <thread>
 
+#include "fathom/base/device.h"
 #include "fathom/model/forward.h"
 #include "fathom/rollout/random_schedule.h"
 #include "fathom/train/policy_step.h"
@@ -17,8 +20,8 @@ namespace {
 
 constexpr int64_t kVocab = 32;
 
-int64_t num_schedules(int64_t usual) {
-  const char* given = std::getenv("FATHOM_TEST_SCHEDULES");
+int64_t number_from(const char* variable, int64_t usual) {
+  const char* given = std::getenv(variable);
   return given == nullptr ? usual : std::atoll(given);
 }
 
@@ -50,7 +53,8 @@ Weights micro_weights(uint64_t seed, Precision precision) {
   Weights w = make_weights(micro_config());
   init_random_weights(w, seed);
   ThreadPool pool(1);
-  set_precision({&pool, CpuIsa::kAvx2}, &w, precision);
+  move_weights(base_context(&pool), &w);
+  set_precision(base_context(&pool), &w, precision);
   return w;
 }
 
@@ -81,11 +85,12 @@ class FaultyModel : public StepModel {
   Tensor step(const Batch& batch, const std::vector<int64_t>& rows) override {
     const Tensor streams = forward_layers(ctx_, w_, batch, embed(ctx_, w_, batch));
     if (rows.empty()) return Tensor();
-    const Tensor hidden = collapse(ctx_, w_, streams, rows);
-    if (batch.num_tokens() % 2 == 0) return logits(ctx_, w_, hidden);
+    const Tensor on_device = collapse(ctx_, w_, streams, rows);
+    if (batch.num_tokens() % 2 == 0) return logits(ctx_, w_, on_device);
+    const Tensor hidden = on_device.to_host();
     const int64_t D = w_.config.hidden_size;
     std::vector<float> head(static_cast<size_t>(kVocab * D));
-    unpack_panels(w_.head.data(), w_.head.panels, head.data());
+    w_.head.load_row_major(w_.head.compute, head.data());
     Tensor z = Tensor::empty({hidden.dim(0), kVocab});
     for (int64_t r = 0; r < hidden.dim(0); ++r) {
       for (int64_t v = 0; v < kVocab; ++v) {
@@ -125,7 +130,8 @@ class FaultyRoundingModel : public StepModel {
 
 class ScheduleBitsTest : public ::testing::TestWithParam<Precision> {
  protected:
-  ScheduleSubject subject(const ExecContext& ctx) {
+  /// @param version of the weights in place; the subject's alone
+  ScheduleSubject subject(const ExecContext& ctx, int64_t* version) {
     ScheduleSubject s;
     s.config = even_.config;
     s.page_multiple = 8;
@@ -136,17 +142,18 @@ class ScheduleBitsTest : public ::testing::TestWithParam<Precision> {
       *text += static_cast<char>('a' + id % 5);
       *text += static_cast<char>('a' + id / 8);
     };
-    s.make_engine = [this, &ctx](const EngineOptions& options) {
+    s.make_engine = [this, &ctx, version](const EngineOptions& options) {
       return std::make_unique<Engine>(
-          ctx, even_.config, std::make_unique<TwoModels>(ctx, even_, odd_, &version_), options);
+          ctx, even_.config, std::make_unique<TwoModels>(ctx, even_, odd_, version), options);
     };
-    s.set_weights = [this](int64_t version) { version_ = version; };
+    s.set_weights = [version](int64_t v) { *version = v; };
     return s;
   }
 
   /// Log-probs against the trainer's forward of the whole sequence, where nothing changed the
-  /// logits.
-  void expect_trainer_agrees(const ExecContext& ctx, const ScheduleResult& result) {
+  /// logits. @return how many were compared.
+  int64_t expect_trainer_agrees(const ExecContext& ctx, const ScheduleResult& result) {
+    int64_t num_checks = 0;
     for (const Completion& c : result.done) {
       const Request& q = result.requests[static_cast<size_t>(c.request_id)];
       const SamplingParams& p = q.sampling;
@@ -161,10 +168,43 @@ class ScheduleBitsTest : public ::testing::TestWithParam<Precision> {
       const double temperature = p.temperature == 0.0f ? 1.0 : static_cast<double>(p.temperature);
       const Weights& w = c.weight_version % 2 == 0 ? even_ : odd_;
       const auto scored = score_samples(ctx, w, {&sample}, temperature);
-      ASSERT_EQ(std::memcmp(scored[0].data(), c.log_probs.data(), c.log_probs.size() * 4), 0)
+      EXPECT_EQ(std::memcmp(scored[0].data(), c.log_probs.data(), c.log_probs.size() * 4), 0)
           << "request " << c.request_id << " sample " << c.sample;
-      ++num_trainer_checks_;
+      ++num_checks;
     }
+    return num_checks;
+  }
+
+  /// What some schedules came to.
+  struct Tally {
+    EngineCounters counters;
+    int64_t num_answers = 0, num_trainer_checks = 0;
+    void add(const EngineCounters& c) {
+      counters.num_preemptions += c.num_preemptions;
+      counters.num_drafted += c.num_drafted;
+      counters.num_accepted += c.num_accepted;
+      counters.prefix_cache.num_hits += c.prefix_cache.num_hits;
+      counters.prefix_cache.num_evictions += c.prefix_cache.num_evictions;
+    }
+  };
+
+  /// Schedules begin, begin + step, ... below end, until something fails.
+  Tally run_schedules(Device* device, int64_t begin, int64_t end, int64_t step) {
+    Tally tally;
+    ThreadPool one(1), two(2);
+    int64_t version = 0;
+    for (int64_t seed = begin; seed < end && !HasFailure(); seed += step) {
+      SCOPED_TRACE(str_cat("schedule ", seed));
+      const ExecContext ctx{seed % 2 == 0 ? &one : &two,
+                            seed % 3 == 0 ? CpuIsa::kAvx2 : detect_cpu_isa(), device};
+      const ScheduleSubject s = subject(ctx, &version);
+      const ScheduleResult result = run_schedule(s, static_cast<uint64_t>(seed), 7);
+      EXPECT_EQ(check_against_alone(s, result), "");
+      tally.num_trainer_checks += expect_trainer_agrees(ctx, result);
+      tally.num_answers += static_cast<int64_t>(result.done.size());
+      tally.add(result.counters);
+    }
+    return tally;
   }
 
   /// A schedule among the first 100 shows that the subject depends on it.
@@ -180,47 +220,53 @@ class ScheduleBitsTest : public ::testing::TestWithParam<Precision> {
 
   const Weights even_ = micro_weights(21, GetParam()), odd_ = micro_weights(22, GetParam());
   int64_t version_ = 0;
-  int64_t num_trainer_checks_ = 0;
-  ThreadPool one_{1}, two_{2};
+  ThreadPool two_{2};
 };
 
 INSTANTIATE_TEST_SUITE_P(Modes, ScheduleBitsTest, ::testing::ValuesIn(kAllPrecisions),
                          name_of_mode);
 
 TEST_P(ScheduleBitsTest, EveryAnswerIsThatOfTheRequestAloneAndOfTheTrainer) {
-  const int64_t n = num_schedules(300);
-  EngineCounters total;
-  int64_t num_answers = 0;
-  for (int64_t seed = 0; seed < n; ++seed) {
-    SCOPED_TRACE(str_cat("schedule ", seed));
-    const ExecContext ctx{seed % 2 == 0 ? &one_ : &two_,
-                          seed % 3 == 0 ? CpuIsa::kAvx2 : detect_cpu_isa()};
-    const ScheduleSubject s = subject(ctx);
-    const ScheduleResult result = run_schedule(s, static_cast<uint64_t>(seed), 7);
-    ASSERT_EQ(check_against_alone(s, result), "");
-    expect_trainer_agrees(ctx, result);
-    ASSERT_FALSE(HasFailure());
-    num_answers += static_cast<int64_t>(result.done.size());
-    total.num_preemptions += result.counters.num_preemptions;
-    total.num_drafted += result.counters.num_drafted;
-    total.num_accepted += result.counters.num_accepted;
-    total.prefix_cache.num_hits += result.counters.prefix_cache.num_hits;
-    total.prefix_cache.num_evictions += result.counters.prefix_cache.num_evictions;
+  const int64_t n = number_from("FATHOM_TEST_SCHEDULES", 300);
+  const int64_t first = number_from("FATHOM_TEST_FIRST_SCHEDULE", 0);
+  const int64_t side_by_side = number_from("FATHOM_TEST_SIDE_BY_SIDE", 1);
+  std::vector<Tally> tallies(static_cast<size_t>(side_by_side));
+  if (side_by_side == 1) {
+    tallies[0] = run_schedules(test_device(), first, first + n, 1);
+  } else {
+    if (test_device() != nullptr) test_device()->synchronize();  // the weights are there
+    std::vector<std::thread> threads;
+    for (int64_t i = 0; i < side_by_side; ++i) {
+      threads.emplace_back([&, i] {
+        const auto device = test_device() != nullptr ? open_cuda_device() : nullptr;
+        tallies[static_cast<size_t>(i)] =
+            run_schedules(device.get(), first + i, first + n, side_by_side);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
   }
+  ASSERT_FALSE(HasFailure());
+  Tally total;
+  for (const Tally& t : tallies) {
+    total.add(t.counters);
+    total.num_answers += t.num_answers;
+    total.num_trainer_checks += t.num_trainer_checks;
+  }
+  const EngineCounters& c = total.counters;
   std::printf(
       "%ld schedules, %ld answers (%ld against the trainer), %ld preemptions, %ld prefix "
       "hits, %ld evictions, %ld of %ld drafts right\n",
-      n, num_answers, num_trainer_checks_, total.num_preemptions, total.prefix_cache.num_hits,
-      total.prefix_cache.num_evictions, total.num_accepted, total.num_drafted);
-  EXPECT_GT(total.num_preemptions, 0);
-  EXPECT_GT(total.prefix_cache.num_hits, 0);
-  EXPECT_GT(total.prefix_cache.num_evictions, 0);
-  EXPECT_GT(num_trainer_checks_, n);
+      n, total.num_answers, total.num_trainer_checks, c.num_preemptions, c.prefix_cache.num_hits,
+      c.prefix_cache.num_evictions, c.num_accepted, c.num_drafted);
+  EXPECT_GT(c.num_preemptions, 0);
+  EXPECT_GT(c.prefix_cache.num_hits, 0);
+  EXPECT_GT(c.prefix_cache.num_evictions, 0);
+  EXPECT_GT(total.num_trainer_checks, n);
 }
 
 TEST_P(ScheduleBitsTest, AnOrderOfSummationThatDependsOnTheBatchIsFoundOut) {
-  const ExecContext ctx{&two_, detect_cpu_isa()};
-  ScheduleSubject s = subject(ctx);
+  const ExecContext ctx{&two_, detect_cpu_isa(), test_device()};
+  ScheduleSubject s = subject(ctx, &version_);
   s.can_draft = false;
   s.set_weights = nullptr;
   s.make_engine = [&](const EngineOptions& options) {
@@ -232,8 +278,8 @@ TEST_P(ScheduleBitsTest, AnOrderOfSummationThatDependsOnTheBatchIsFoundOut) {
 
 TEST_P(ScheduleBitsTest, ARoundingThatDependsOnTheBatchIsFoundOut) {
   if (GetParam() == Precision::kFp32) GTEST_SKIP() << "fp32 rounds nothing";
-  const ExecContext ctx{&two_, detect_cpu_isa()};
-  ScheduleSubject s = subject(ctx);
+  const ExecContext ctx{&two_, detect_cpu_isa(), test_device()};
+  ScheduleSubject s = subject(ctx, &version_);
   s.can_draft = false;
   s.set_weights = nullptr;
   s.make_engine = [&](const EngineOptions& options) {

@@ -1,4 +1,5 @@
-// A small random V4 with every part, for tests that span folders: the tiny recipe's model.
+// A small random V4 with every part, for tests that span folders: the tiny recipe's model. On the
+// device in the tests that are built for one (kernels/kernel_test.h).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "fathom/base/hash.h"
+#include "fathom/kernels/kernel_test.h"
 #include "fathom/model/weights.h"
 #include "fathom/train/supervised.h"
 
@@ -21,10 +23,9 @@ inline Weights make_tiny_weights(uint64_t seed, Precision precision = Precision:
   const std::string path = source_path("configs/tiny/model.json");
   Weights w = make_weights(parse_model_config(read_json_file(path), path));
   init_random_weights(w, seed);
-  if (precision != Precision::kFp32) {
-    ThreadPool pool(1);
-    set_precision({&pool, CpuIsa::kAvx2}, &w, precision);
-  }
+  ThreadPool pool(1);
+  move_weights(base_context(&pool), &w);
+  if (precision != Precision::kFp32) set_precision(base_context(&pool), &w, precision);
   return w;
 }
 
@@ -50,8 +51,8 @@ inline std::vector<int32_t> random_ids(uint64_t seed, int64_t n, int64_t vocab) 
 /// True when every master of both models has the same bits.
 inline bool same_masters(const Weights& a, const Weights& b) {
   std::vector<Tensor> of_a, of_b;
-  for_each_parameter(a, [&](const Parameter& p) { of_a.push_back(p.master); });
-  for_each_parameter(b, [&](const Parameter& p) { of_b.push_back(p.master); });
+  for_each_parameter(a, [&](const Parameter& p) { of_a.push_back(p.master.to_host()); });
+  for_each_parameter(b, [&](const Parameter& p) { of_b.push_back(p.master.to_host()); });
   if (of_a.size() != of_b.size()) return false;
   for (size_t i = 0; i < of_a.size(); ++i) {
     if (of_a[i].num_bytes() != of_b[i].num_bytes() ||

@@ -20,7 +20,8 @@ namespace {
 [[noreturn]] void throw_errno(const std::string& what, const std::string& path) {
   const int code = errno;
   std::string fix;
-  if (code == ENOSPC) fix = "\n  fix: free space on that disk, then run the same command again";
+  if (code == ENOSPC || code == EDQUOT || code == EFBIG)
+    fix = "\n  fix: free space on that disk, then run the same command again";
   if (code == EACCES || code == EROFS) fix = "\n  fix: choose a directory that you may write to";
   if (code == ENOENT || code == ENOTDIR) fix = "\n  fix: check the path; its directory must exist";
   throw UserError(str_cat(what, " ", path, ": ", std::strerror(code), fix));
@@ -191,6 +192,40 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+}
+
+FileReader::FileReader(const std::string& path) : path_(path) {
+  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd_ < 0) throw_errno("cannot open", path);
+  struct stat info {};
+  if (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode)) {
+    ::close(fd_);
+    throw UserError(str_cat("cannot read ", path, ": not a regular file"));
+  }
+  size_ = info.st_size;
+}
+
+FileReader::~FileReader() { ::close(fd_); }
+
+void FileReader::read(int64_t offset, int64_t num_bytes, void* out) const {
+  char* to = static_cast<char*>(out);
+  while (num_bytes > 0) {
+    const ssize_t n =
+        ::pread(fd_, to, static_cast<size_t>(std::min<int64_t>(num_bytes, 1 << 30)), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw_errno("cannot read", path_);
+    FATHOM_CHECK(
+        n > 0, path_, ": the file has become shorter while it was read: it ends at ", offset, ", ",
+        size_, " bytes were there at first",
+        "\n  fix: keep other programs from writing to it, then run the same command again");
+    to += n;
+    offset += n;
+    num_bytes -= n;
+  }
+}
+
+void FileReader::prefetch(int64_t offset, int64_t num_bytes) const {
+  ::posix_fadvise(fd_, offset, num_bytes, POSIX_FADV_WILLNEED);
 }
 
 std::unique_ptr<FileLock> FileLock::try_acquire(const std::string& path) {

@@ -73,6 +73,27 @@ class MappedFile {
   int64_t size_ = 0;
 };
 
+/// Reads ranges of one file. Any number of threads may read at once.
+class FileReader {
+ public:
+  /// Errors: UserError when the file cannot be opened.
+  explicit FileReader(const std::string& path);
+  ~FileReader();
+  FileReader(const FileReader&) = delete;
+  FileReader& operator=(const FileReader&) = delete;
+  const std::string& path() const { return path_; }
+  int64_t size() const { return size_; }  // when it was opened
+  /// Errors: UserError when the file ends before offset + num_bytes, or cannot be read.
+  void read(int64_t offset, int64_t num_bytes, void* out) const;
+  /// The range will be read soon: the disk may begin.
+  void prefetch(int64_t offset, int64_t num_bytes) const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  int64_t size_ = 0;
+};
+
 /// An exclusive advisory lock (flock) on `path`, held until destroyed; the kernel drops it when the
 /// process dies. Returns null when another process holds it. Errors: UserError when the file cannot
 /// be made.

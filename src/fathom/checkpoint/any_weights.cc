@@ -53,7 +53,7 @@ Weights load_any_weights(const ExecContext& ctx, const WeightsPlace& place,
   }
   Weights weights = make_weights(config);
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
-  load_torch_dist(place.path, &weights);
+  load_torch_dist(ctx, place.path, &weights);
   return weights;
 }
 

@@ -14,12 +14,13 @@
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/hub_files.h"
 #include "fathom/checkpoint/model_tensors.h"
+#include "fathom/checkpoint/row_tasks.h"
 #include "fathom/checkpoint/safetensors_writer.h"
 
 namespace fathom {
 namespace {
 
-constexpr int64_t kBlockBytes = 64 << 20;                   // decoded at once
+constexpr int64_t kPieceBytes = 4 << 20;                    // decoded at once by a thread
 constexpr const char* kStateName = ".prepare_single.json";  // whose cast a directory holds
 constexpr const char* kLockName = ".prepare_single.lock";
 
@@ -102,27 +103,54 @@ bool is_finished(const std::string& path, const ShardTensors& planned) {
   }
 }
 
-void write_shard(const ExecContext& ctx, const std::string& path, const ShardTensors& tensors) {
-  std::vector<TensorSpec> specs;
-  for (const auto& [name, tensor] : tensors) specs.push_back(tensor.spec);
-  SafetensorsWriter writer(path, std::move(specs));
-  std::vector<uint64_t> block;  // aligned for any dtype
-  for (const TensorSpec& spec : writer.order()) {
-    for (const ModelTensors::Source& piece : tensors.at(spec.name).pieces) {
-      const int64_t row_bytes = piece.tensor->num_cols() * dtype_size(spec.dtype);
-      // Whole blocks of 128 rows, so that no FP8 block is decoded twice.
-      const int64_t step =
-          std::max<int64_t>(1, kBlockBytes / std::max<int64_t>(1, row_bytes) / 128) * 128;
-      for (int64_t row = 0; row < piece.num_rows; row += step) {
-        const int64_t rows = std::min(step, piece.num_rows - row);
-        block.resize(static_cast<size_t>((rows * row_bytes + 7) / 8));
-        decode_rows(ctx, *piece.tensor, piece.first_row + row, piece.first_row + row + rows,
-                    block.data());
-        writer.write(spec.name, block.data(), rows * row_bytes);
+// Decodes the given shards into their files, all in one stream of tasks.
+void write_shards(const ExecContext& ctx, const std::string& output,
+                  const std::vector<std::pair<std::string, const ShardTensors*>>& shards) {
+  std::vector<StreamFile> files;
+  std::vector<StreamItem> items;
+  RowTasks tasks;
+  int64_t total = 0, to_allocate = 0;
+  for (const auto& [name, tensors] : shards) {
+    std::vector<TensorSpec> specs;
+    for (const auto& [stored, tensor] : *tensors) specs.push_back(tensor.spec);
+    SafetensorsLayout layout = lay_out_safetensors(std::move(specs));
+    for (size_t i = 0; i < layout.order.size(); ++i) {
+      const TensorSpec& spec = layout.order[i];
+      StreamItem item;
+      item.file = files.size();
+      item.offset = layout.offsets[i];
+      item.num_bytes = spec.num_bytes();
+      int64_t row = 0;
+      for (const ModelTensors::Source& piece : tensors->at(spec.name).pieces) {
+        const int64_t end = piece.first_row + piece.num_rows;
+        tasks.add(*piece.tensor, piece.first_row, end, RowTarget::kAsDecoded,
+                  {{items.size(), row, piece.first_row, end, 0, piece.tensor->num_cols()}},
+                  kPieceBytes);
+        row += piece.num_rows;
       }
+      items.push_back(std::move(item));
     }
+    files.push_back({join_path(output, name), layout.num_bytes, std::move(layout.start)});
+    to_allocate += layout.num_bytes;
   }
-  writer.finish();
+  check_free_space("prepare-single", output, to_allocate, "--output-bf16-hf-path");
+  for (const RowTask& task : tasks.tasks) total += row_task_bytes(task);
+  const int threads = num_stream_threads(ctx.threads->num_threads());
+  StreamWriter writer(files, std::move(items), std::vector<bool>(files.size(), true));
+  RowConverter converter(ctx, tasks, writer, /*check_finite=*/false, threads);
+  ByteProgress progress("prepare-single", total);
+  const auto count = static_cast<int64_t>(tasks.tasks.size());
+  try {
+    run_stream_tasks(threads, count, [&](int64_t i, int thread) {
+      converter.prefetch(i + threads);
+      progress.add(converter.run(i, thread));
+    });
+  } catch (...) {
+    progress.finish();
+    writer.discard();
+    throw;
+  }
+  progress.finish();
 }
 
 void remove_file(const std::string& path) {
@@ -162,7 +190,7 @@ bool prepare_output(const std::string& output, const Json& job) {
     const bool weights = name.ends_with(".safetensors") || name == kIndexName;
     FATHOM_CHECK(ours || !weights, output, " holds weights that are no cast of ours: ", name,
                  "\n  fix: choose another output directory, or empty this one");
-    const bool left_over = is_temporary(name);
+    const bool left_over = is_temporary(name) || name.ends_with(".safetensors.tmp");
     if (left_over || (weights && !same)) remove_file(join_path(output, name));
   }
   write_file_atomic(state_path, job.dump(2) + "\n");
@@ -172,7 +200,7 @@ bool prepare_output(const std::string& output, const Json& job) {
 }  // namespace
 
 PrepareSingleResult prepare_single(const ExecContext& ctx, const PrepareSingleOptions& options) {
-  const ModelTensors tensors(options.input);
+  const ModelTensors tensors(options.input, /*with_mtp=*/true, ScaleCheck::kFp4WhenDecoded);
   for (const std::string& note : tensors.notes()) log_info("note: ", note);
   const CastPlan plan = make_plan(tensors, options.names);
 
@@ -205,17 +233,20 @@ PrepareSingleResult prepare_single(const ExecContext& ctx, const PrepareSingleOp
   if (options.names == NameDialect::kTransformers) add_layer_types(tensors.config(), config);
   write_file_atomic(join_path(options.output, "config.json"), config.dump(2) + "\n");
   copy_hub_files(options.input, options.output);
+  std::vector<std::pair<std::string, const ShardTensors*>> missing;
   for (const auto& [file_name, shard] : plan) {
-    const std::string path = join_path(options.output, file_name);
-    if (is_finished(path, shard)) {
-      ++result.num_shards_kept;
-      continue;
+    if (!is_finished(join_path(options.output, file_name), shard)) {
+      missing.emplace_back(file_name, &shard);
     }
-    write_shard(ctx, path, shard);
-    ++result.num_shards_written;
-    log_info("cast ", result.num_shards_kept + result.num_shards_written, "/", plan.size(), " ",
-             file_name);
   }
+  result.num_shards_written = static_cast<int64_t>(missing.size());
+  result.num_shards_kept = static_cast<int64_t>(plan.size() - missing.size());
+  if (result.num_shards_kept > 0) {
+    log_info("prepare-single: ", result.num_shards_kept, " files are there from an earlier run");
+  }
+  write_shards(ctx, options.output, missing);
+  log_info("prepare-single: ", weight_map.size(), " tensors, ", result.num_bytes, " bytes in ",
+           plan.size(), plan.size() == 1 ? " file" : " files", " of ", options.output);
   write_safetensors_index(options.output, weight_map, result.num_bytes);
   return result;
 }

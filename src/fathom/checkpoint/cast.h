@@ -23,10 +23,9 @@ struct PrepareSingleResult {
 /// Decodes quantised tensors to BF16; every other tensor keeps its bytes. Shards keep their file
 /// names. Each file appears only when it is whole, and model.safetensors.index.json, which says
 /// that the cast is complete, comes last. An interrupted cast goes on where it stopped; a complete
-/// one of the same input is left alone; one of another input is made again. At most one output row
-/// block is in memory besides mapped input. Errors: UserError for an input that load_weights would
-/// refuse, an output directory that holds other weights or that another process is writing, a full
-/// disk.
+/// one of the same input is left alone; one of another input is made again. Memory: a few pieces a
+/// thread. Errors: UserError for an input that load_weights would refuse, an output directory that
+/// holds other weights or that another process is writing, a full disk.
 PrepareSingleResult prepare_single(const ExecContext& ctx, const PrepareSingleOptions& options);
 
 }  // namespace fathom

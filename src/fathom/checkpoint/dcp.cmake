@@ -4,7 +4,10 @@ fathom_add_library(NAME dcp SOURCES dcp_common.cc dcp_metadata.cc dcp_reader.cc 
                    DEPS fathom_base fathom_numerics)
 fathom_add_library(NAME torch_dist SOURCES dcp_weights.cc megatron_names.cc training_state.cc
                    DEPS fathom_dcp fathom_model)
-fathom_add_library(NAME prepare_spmd SOURCES prepare_spmd.cc DEPS fathom_torch_dist fathom_checkpoint)
+fathom_add_library(NAME stream SOURCES row_tasks.cc stream_files.cc DEPS fathom_checkpoint fathom_dcp)
+fathom_add_library(NAME convert SOURCES cast.cc export_files.cc export_hf.cc export_over.cc export_source.cc DEPS fathom_stream fathom_torch_dist)
+fathom_add_library(NAME prepare_spmd SOURCES layout.cc prepare_spmd.cc spmd_group.cc spmd_plan.cc
+                   DEPS fathom_stream fathom_torch_dist)
 foreach(name zip pickle dcp)
   fathom_add_test(NAME ${name}_test SOURCES ${name}_test.cc DEPS fathom_dcp)
 endforeach()
@@ -12,3 +15,5 @@ foreach(name megatron_names training_state)
   fathom_add_test(NAME ${name}_test SOURCES ${name}_test.cc DEPS fathom_torch_dist)
 endforeach()
 fathom_add_test(NAME prepare_spmd_test SOURCES prepare_spmd_test.cc DEPS fathom_prepare_spmd)
+fathom_add_test(NAME layout_test SOURCES layout_test.cc DEPS fathom_prepare_spmd)
+fathom_add_test(NAME spmd_layouts_test SOURCES spmd_layouts_test.cc DEPS fathom_convert fathom_prepare_spmd)

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 #include <vector>
@@ -31,8 +32,8 @@ class DcpReader {
   Tensor read(const std::string& key);
 
   /// The box of `sizes` at `offsets` into `out` (row-major, the box's elements one after the
-  /// other). The first read of an item checks its CRC. Errors: UserError for a box outside the
-  /// tensor and for damaged items.
+  /// other). The first read of an item checks its CRC. Safe from several threads.
+  /// Errors: UserError for a box outside the tensor and for damaged items.
   void read_box(const std::string& key, const std::vector<int64_t>& offsets,
                 const std::vector<int64_t>& sizes, void* out);
 
@@ -43,6 +44,7 @@ class DcpReader {
   const MappedFile& file(const std::string& name);
   std::string directory_, metadata_path_;
   DcpMetadata metadata_;
+  std::mutex mutex_;  // of the next two
   std::map<std::string, std::unique_ptr<MappedFile>> files_;
   std::set<std::pair<std::string, int64_t>> verified_;
 };

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
 
@@ -32,11 +33,13 @@ void read_parameter(DcpReader& reader, const std::string& key_prefix, const Para
   const int64_t n = p.numel();
   if (p.kind == ParameterKind::kTable) {
     if (stored.dtype != DType::kI32) unsuitable();
-    reader.read_box(key, s.offsets, s.sizes, out->i32());
+    const Tensor table = Tensor::empty(p.shape, DType::kI32);
+    reader.read_box(key, s.offsets, s.sizes, table.i32());
+    upload_memory(p.device, out->i32(), table.i32(), static_cast<size_t>(table.num_bytes()));
     return;
   }
-  const bool panels = p.kind == ParameterKind::kMatrix;
-  Tensor rows = panels ? Tensor::empty({n}) : *out;  // row-major fp32
+  const bool is_in_place = p.kind != ParameterKind::kMatrix && p.device == nullptr;
+  Tensor rows = is_in_place ? *out : Tensor::empty({n});  // row-major fp32
   if (stored.dtype == DType::kF32) {
     reader.read_box(key, s.offsets, s.sizes, rows.f32());
   } else if (stored.dtype == DType::kBF16) {
@@ -46,7 +49,7 @@ void read_parameter(DcpReader& reader, const std::string& key_prefix, const Para
   } else {
     unsuitable();
   }
-  if (panels) pack_panels(rows.f32(), p.panels, out->f32());
+  if (!is_in_place) p.store_row_major(rows.f32(), *out);
 }
 
 void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Parameter& p,
@@ -55,19 +58,32 @@ void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Par
   const std::string key = key_prefix + s.key;
   if (p.kind == ParameterKind::kMatrix) {
     const Tensor rows = Tensor::empty(p.shape);
-    unpack_panels(values.f32(), p.panels, rows.f32());
+    p.load_row_major(values, rows.f32());
     writer.add_chunk(key, DType::kF32, s.shape, s.offsets, s.sizes, rows.bytes());
   } else {
-    writer.add_chunk(key, values.dtype(), s.shape, s.offsets, s.sizes, values.bytes());
+    const Tensor host = values.to_host();
+    writer.add_chunk(key, host.dtype(), s.shape, s.offsets, s.sizes, host.bytes());
   }
 }
 
-void load_torch_dist(const std::string& path, Weights* weights) {
+void load_torch_dist(const ExecContext& ctx, const std::string& path, Weights* weights) {
   DcpReader reader(resolve_checkpoint(path));
-  for_each_parameter(*weights, [&](Parameter& p) {
-    read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);
-    p.refresh();
-  });
+  std::vector<Parameter*> parameters;
+  for_each_parameter(*weights, [&](Parameter& p) { parameters.push_back(&p); });
+  // Experts are many and small, so threads take whole parameters.
+  ctx.threads->parallel_for(
+      static_cast<int64_t>(parameters.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          Parameter& p = *parameters[static_cast<size_t>(i)];
+          read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);
+          p.refresh();
+        }
+      });
+}
+
+void load_torch_dist(const std::string& path, Weights* weights) {
+  ThreadPool one(1);
+  load_torch_dist({&one, CpuIsa::kAvx2}, path, weights);
 }
 
 Json megatron_args(const ModelConfig& c) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fathom/base/exec_context.h"
 #include "fathom/base/json.h"
 #include "fathom/checkpoint/dcp_reader.h"
 #include "fathom/checkpoint/dcp_writer.h"
@@ -33,7 +34,8 @@ void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Par
 /// Megatron wrote for the same model, and refreshes what kernels read.
 /// @param path the directory, or its parent with a tracker file.
 /// Errors: UserError.
-void load_torch_dist(const std::string& path, Weights* weights);
+void load_torch_dist(const ExecContext& ctx, const std::string& path, Weights* weights);
+void load_torch_dist(const std::string& path, Weights* weights);  // on one thread
 
 /// The model's sizes under Megatron's option names, for common.pt.
 Json megatron_args(const ModelConfig& config);

@@ -100,17 +100,25 @@ class DcpWriter::File {
   std::string buffer_;
 };
 
-PendingDirectory::PendingDirectory(const std::string& parent, const std::string& name)
+std::string PendingDirectory::resumable_path(const std::string& parent, const std::string& name,
+                                             const std::string& tag) {
+  return join_path(parent, str_cat(".", name, tag.empty() ? "" : ".", tag, ".partial"));
+}
+
+PendingDirectory::PendingDirectory(const std::string& parent, const std::string& name,
+                                   const std::string& tag)
     : parent_(parent),
       final_path_(join_path(parent, name)),
-      partial_path_(join_path(parent, str_cat(".", name, ".partial"))) {
+      partial_path_(resumable_path(parent, name, tag)),
+      is_resumable_(!tag.empty()) {
   make_directories(parent_);
   lock_ = FileLock::try_acquire(join_path(parent_, ".checkpoint.lock"));
   FATHOM_CHECK(lock_ != nullptr, "another process is writing a checkpoint into ", parent_,
                "\n  fix: wait for it, or give another directory");
   // Under the lock, every unfinished directory here is a dead process's.
   for (const std::string& entry : list_directory(parent_)) {
-    if (entry.starts_with(".") && entry.ends_with(".partial")) {
+    const bool is_ours = is_resumable_ && entry == base_name(partial_path_);
+    if (entry.starts_with(".") && entry.ends_with(".partial") && !is_ours) {
       remove_tree(join_path(parent_, entry));
     }
   }
@@ -119,12 +127,18 @@ PendingDirectory::PendingDirectory(const std::string& parent, const std::string&
 
 PendingDirectory::~PendingDirectory() {
   std::error_code ignored;
-  if (!published_) std::filesystem::remove_all(partial_path_, ignored);
+  if (published_) return;
+  if (is_resumable_) {
+    for (const auto& entry : std::filesystem::directory_iterator(partial_path_, ignored)) {
+      if (entry.path().extension() == ".distcp") return;
+    }
+  }
+  std::filesystem::remove_all(partial_path_, ignored);
 }
 
 void PendingDirectory::write(const std::string& name, std::string_view bytes) {
   const std::string path = file(name);
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
   if (fd < 0) throw_errno("cannot create", path);
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd, bytes.data(), bytes.size());

@@ -19,14 +19,22 @@ class PendingDirectory {
  public:
   /// Locks `parent` (made if missing) against other writers and starts with an empty directory.
   /// Errors: UserError when another process writes a checkpoint there.
-  PendingDirectory(const std::string& parent, const std::string& name);
-  ~PendingDirectory();  // not published: removed
+  PendingDirectory(const std::string& parent, const std::string& name)
+      : PendingDirectory(parent, name, "") {}
+  /// The same for work that can go on where a killed process left it: the directory's name
+  /// (resumable_path) tells what is made, and one of that name is kept with what is in it.
+  /// Those of other tags are removed.
+  PendingDirectory(const std::string& parent, const std::string& name, const std::string& tag);
+  /// Not published: removed. With a tag, only when no file in it is finished.
+  ~PendingDirectory();
+  static std::string resumable_path(const std::string& parent, const std::string& name,
+                                    const std::string& tag);
   PendingDirectory(const PendingDirectory&) = delete;
   PendingDirectory& operator=(const PendingDirectory&) = delete;
 
   const std::string& path() const { return partial_path_; }
   std::string file(const std::string& name) const { return join_path(partial_path_, name); }
-  /// Writes and flushes a whole file.
+  /// Writes and flushes a whole file, over an older one.
   void write(const std::string& name, std::string_view bytes);
   /// Flushes the directory and renames it into place; a directory of that name is replaced in the
   /// same instant.
@@ -35,7 +43,7 @@ class PendingDirectory {
  private:
   std::string parent_, final_path_, partial_path_;
   std::unique_ptr<FileLock> lock_;
-  bool published_ = false;
+  bool is_resumable_ = false, published_ = false;
 };
 
 class DcpWriter {

@@ -31,62 +31,77 @@ float scale_at(const StoredTensor& scale, int64_t i) {
   return value;
 }
 
-void check_scale(const StoredTensor& weight, const StoredTensor& scale,
-                 const std::vector<int64_t>& expected, const char* format) {
+void check_scale_shape(const StoredTensor& weight, const StoredTensor& scale,
+                       const std::vector<int64_t>& expected, const char* format) {
   FATHOM_CHECK(scale.shape() == expected, weight.describe(), ": the scale of ", format,
                " must have shape ", shape_to_string(expected), ", got ", scale.describe());
+}
+
+[[noreturn]] void refuse_scale(const StoredTensor& scale, int64_t i, float value) {
+  throw UserError(str_cat(
+      scale.describe(), ": scale ", i, " is ", std::isnan(value) ? "NaN" : "infinite",
+      "\n  fix: fetch or convert this checkpoint again; the weights that it ", "scales are lost"));
+}
+
+void check_scale_values(const StoredTensor& scale) {
   int64_t count = 1;
-  for (const int64_t d : expected) count *= d;
+  for (const int64_t d : scale.shape()) count *= d;
   for (int64_t i = 0; i < count; ++i) {
     const float value = scale_at(scale, i);
-    FATHOM_CHECK(std::isfinite(value), scale.describe(), ": scale ", i, " is ",
-                 std::isnan(value) ? "NaN" : "infinite",
-                 "\n  fix: fetch or convert this checkpoint again; the weights that it scales are ",
-                 "lost");
+    if (!std::isfinite(value)) refuse_scale(scale, i, value);
   }
 }
 
-// Rows [begin, end) of one matrix of the tensor. FP8 is decoded in whole blocks of rows, so a range
-// that cuts a block goes through memory of its own.
-void decode_matrix_rows(const ExecContext& ctx, const EncodedTensor& t, int64_t matrix,
-                        int64_t begin, int64_t end, uint16_t* out) {
+// Rows of one matrix as FP8 needs them: in whole blocks of rows.
+struct BlockRows {
+  int64_t matrix, begin, end;       // rows inside the matrix
+  int64_t wide_begin, wide_end;     // whole blocks around them
+  int64_t first_scale, num_scales;  // in the scale tensor
+};
+
+BlockRows block_rows(const EncodedTensor& t, int64_t begin, int64_t end) {
   const int64_t cols = t.num_cols(), rows = t.shape[t.shape.size() - 2];
-  if (t.encoding == Encoding::kFp4Groups) {
-    const int64_t first = matrix * rows + begin;
-    dequantise_fp4(ctx, end - begin, cols, t.weight.data() + first * cols / 2,
-                   t.scale.data() + first * (cols / kGroup), out);
-    return;
-  }
-  const int64_t block_begin = begin / kBlock, block_end = ceil_div(end, kBlock);
-  const int64_t wide_begin = block_begin * kBlock, wide_end = std::min(rows, block_end * kBlock);
+  BlockRows b{};
+  b.matrix = begin / rows;
+  b.begin = begin - b.matrix * rows;
+  b.end = end - b.matrix * rows;
+  FATHOM_ASSERT(b.end <= rows, "rows of several matrices");
+  const int64_t first_block = b.begin / kBlock, last_block = ceil_div(b.end, kBlock);
+  b.wide_begin = first_block * kBlock;
+  b.wide_end = std::min(rows, last_block * kBlock);
   const int64_t scale_cols = ceil_div(cols, kBlock);
-  const int64_t first_scale = (matrix * ceil_div(rows, kBlock) + block_begin) * scale_cols;
-  const int64_t num_scales = (block_end - block_begin) * scale_cols;
-  const uint8_t* codes = t.weight.data() + (matrix * rows + wide_begin) * cols;
-  const bool whole = wide_begin == begin && wide_end == end;
-  std::vector<uint16_t> wide(whole ? 0 : static_cast<size_t>((wide_end - wide_begin) * cols));
+  b.first_scale = (b.matrix * ceil_div(rows, kBlock) + first_block) * scale_cols;
+  b.num_scales = (last_block - first_block) * scale_cols;
+  return b;
+}
+
+// A range that cuts a block of rows goes through memory of its own.
+void decode_fp8(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
+                const uint8_t* codes, const uint8_t* scale, uint16_t* out) {
+  const int64_t cols = t.num_cols();
+  const BlockRows b = block_rows(t, begin, end);
+  const bool whole = b.wide_begin == b.begin && b.wide_end == b.end;
+  const int64_t wide_rows = b.wide_end - b.wide_begin;
+  std::vector<uint16_t> wide(whole ? 0 : static_cast<size_t>(wide_rows * cols));
   uint16_t* to = whole ? out : wide.data();
   if (is_f32(t.scale)) {
-    std::vector<float> scales(static_cast<size_t>(num_scales));
-    std::memcpy(scales.data(), t.scale.data() + first_scale * 4, scales.size() * 4);
-    dequantise_fp8(ctx, wide_end - wide_begin, cols, codes, scales.data(), to);
+    std::vector<float> scales(static_cast<size_t>(b.num_scales));
+    std::memcpy(scales.data(), scale, scales.size() * 4);
+    for (size_t i = 0; i < scales.size(); ++i) {
+      if (!std::isfinite(scales[i])) {
+        refuse_scale(t.scale, b.first_scale + static_cast<int64_t>(i), scales[i]);
+      }
+    }
+    dequantise_fp8(ctx, wide_rows, cols, codes, scales.data(), to);
   } else {
-    dequantise_fp8(ctx, wide_end - wide_begin, cols, codes, t.scale.data() + first_scale, to);
+    for (int64_t i = 0; i < b.num_scales; ++i) {
+      if (scale[i] == 255) refuse_scale(t.scale, b.first_scale + i, e8m0_to_f32(255));
+    }
+    dequantise_fp8(ctx, wide_rows, cols, codes, scale, to);
   }
   if (whole) return;
-  std::memcpy(out, to + (begin - wide_begin) * cols, static_cast<size_t>((end - begin) * cols * 2));
-}
-
-void decode_quantised(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
-                      uint16_t* out) {
-  const int64_t cols = t.num_cols(), rows = t.shape[t.shape.size() - 2];
-  while (begin < end) {
-    const int64_t matrix = begin / rows;
-    const int64_t stop = std::min(end, (matrix + 1) * rows);
-    decode_matrix_rows(ctx, t, matrix, begin - matrix * rows, stop - matrix * rows, out);
-    out += (stop - begin) * cols;
-    begin = stop;
-  }
+  std::memcpy(out, to + (b.begin - b.wide_begin) * cols,
+              static_cast<size_t>((end - begin) * cols * 2));
 }
 
 }  // namespace
@@ -97,7 +112,63 @@ int64_t EncodedTensor::num_rows() const {
   return rows;
 }
 
-EncodedTensor identify_encoding(const StoredTensor& weight, const StoredTensor* scale) {
+RowBytes row_bytes(const EncodedTensor& t, int64_t begin, int64_t end) {
+  RowBytes bytes;
+  if (begin >= end) return bytes;
+  const int64_t cols = t.num_cols();
+  switch (t.encoding) {
+    case Encoding::kPlain: {
+      const int64_t row = cols * dtype_size(t.dtype);
+      bytes.weight_begin = begin * row;
+      bytes.weight_bytes = (end - begin) * row;
+      break;
+    }
+    case Encoding::kFp4Groups:
+      bytes.weight_begin = begin * cols / 2;
+      bytes.weight_bytes = (end - begin) * cols / 2;
+      bytes.scale_begin = begin * (cols / kGroup);
+      bytes.scale_bytes = (end - begin) * (cols / kGroup);
+      break;
+    case Encoding::kFp8Blocks: {
+      const BlockRows b = block_rows(t, begin, end);
+      const int64_t scale_item = is_f32(t.scale) ? 4 : 1;
+      bytes.weight_begin = (b.matrix * t.shape[t.shape.size() - 2] + b.wide_begin) * cols;
+      bytes.weight_bytes = (b.wide_end - b.wide_begin) * cols;
+      bytes.scale_begin = b.first_scale * scale_item;
+      bytes.scale_bytes = b.num_scales * scale_item;
+      break;
+    }
+  }
+  bytes.weight_begin += t.weight.entry->begin;
+  if (bytes.scale_bytes > 0) bytes.scale_begin += t.scale.entry->begin;
+  return bytes;
+}
+
+void decode_row_bytes(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
+                      const uint8_t* weight, const uint8_t* scale, void* out) {
+  if (begin >= end) return;
+  const int64_t cols = t.num_cols();
+  switch (t.encoding) {
+    case Encoding::kPlain:
+      std::memcpy(out, weight, static_cast<size_t>((end - begin) * cols * dtype_size(t.dtype)));
+      return;
+    case Encoding::kFp8Blocks:
+      decode_fp8(ctx, t, begin, end, weight, scale, static_cast<uint16_t*>(out));
+      return;
+    case Encoding::kFp4Groups: {
+      const int64_t count = (end - begin) * (cols / kGroup);
+      if (const void* nan = std::memchr(scale, 255, static_cast<size_t>(count))) {
+        const int64_t at = static_cast<const uint8_t*>(nan) - scale;
+        refuse_scale(t.scale, begin * (cols / kGroup) + at, e8m0_to_f32(255));
+      }
+      dequantise_fp4(ctx, end - begin, cols, weight, scale, static_cast<uint16_t*>(out));
+      return;
+    }
+  }
+}
+
+EncodedTensor identify_encoding(const StoredTensor& weight, const StoredTensor* scale,
+                                ScaleCheck check) {
   EncodedTensor t;
   t.weight = weight;
   t.shape = weight.shape();
@@ -138,28 +209,35 @@ EncodedTensor identify_encoding(const StoredTensor& weight, const StoredTensor* 
     t.encoding = Encoding::kFp8Blocks;
     scale_shape[rows] = ceil_div(t.shape[rows], kBlock);
     scale_shape[cols] = ceil_div(t.shape[cols], kBlock);
-    check_scale(weight, *scale, scale_shape, "FP8 with 128 x 128 blocks");
+    check_scale_shape(weight, *scale, scale_shape, "FP8 with 128 x 128 blocks");
+    check_scale_values(*scale);
   } else {
     if (!is_e8m0(*scale)) refuse("one-byte integers are packed FP4, whose scale must be E8M0");
     t.encoding = Encoding::kFp4Groups;
     t.shape[cols] *= 2;
     if (t.shape[cols] % kGroup != 0) refuse("packed FP4 rows must be whole groups of 32 values");
     scale_shape[cols] = t.shape[cols] / kGroup;
-    check_scale(weight, *scale, scale_shape, "packed FP4 with groups of 32");
+    check_scale_shape(weight, *scale, scale_shape, "packed FP4 with groups of 32");
+    if (check == ScaleCheck::kNow) check_scale_values(*scale);
   }
   return t;
 }
 
 void decode_rows(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
                  void* out) {
-  if (t.encoding != Encoding::kPlain) {
-    decode_quantised(ctx, t, begin, end, static_cast<uint16_t*>(out));
-    return;
+  const int64_t rows = t.shape.size() < 2 ? t.num_rows() : t.shape[t.shape.size() - 2];
+  const int64_t row_size = t.num_cols() * dtype_size(t.dtype);
+  while (begin < end) {
+    const int64_t stop = std::min(end, (begin / rows + 1) * rows);  // of this matrix
+    const RowBytes bytes = row_bytes(t, begin, stop);
+    const uint8_t* weight = t.weight.data() + (bytes.weight_begin - t.weight.entry->begin);
+    const uint8_t* scale = bytes.scale_bytes == 0
+                               ? nullptr
+                               : t.scale.data() + (bytes.scale_begin - t.scale.entry->begin);
+    decode_row_bytes(ctx, t, begin, stop, weight, scale, out);
+    out = static_cast<uint8_t*>(out) + (stop - begin) * row_size;
+    begin = stop;
   }
-  const int64_t row_bytes = t.num_cols() * dtype_size(t.dtype);
-  if (begin == end) return;
-  std::memcpy(out, t.weight.data() + begin * row_bytes,
-              static_cast<size_t>((end - begin) * row_bytes));
 }
 
 void decode_rows_f32(const ExecContext& ctx, const EncodedTensor& t, int64_t begin, int64_t end,
@@ -181,23 +259,28 @@ void decode_rows_f32(const ExecContext& ctx, const EncodedTensor& t, int64_t beg
   });
 }
 
-void decode_expert_table(const EncodedTensor& t, int64_t num_experts, int32_t* out) {
+void decode_expert_rows(const EncodedTensor& t, int64_t num_experts, int64_t begin, int64_t end,
+                        const uint8_t* bytes, int32_t* out) {
   FATHOM_CHECK(t.dtype == DType::kI64 || t.dtype == DType::kI32, t.weight.describe(),
                ": a table of expert ids must be I64 or I32");
-  const int64_t count = t.num_rows() * t.num_cols();
+  const int64_t count = (end - begin) * t.num_cols();
   for (int64_t i = 0; i < count; ++i) {
     int64_t id = 0;
     if (t.dtype == DType::kI64) {
-      std::memcpy(&id, t.weight.data() + 8 * i, 8);
+      std::memcpy(&id, bytes + 8 * i, 8);
     } else {
       int32_t narrow;
-      std::memcpy(&narrow, t.weight.data() + 4 * i, 4);
+      std::memcpy(&narrow, bytes + 4 * i, 4);
       id = narrow;
     }
-    FATHOM_CHECK(id >= 0 && id < num_experts, t.weight.describe(), ": token ", i / t.num_cols(),
-                 " is sent to expert ", id, ", there are ", num_experts);
+    FATHOM_CHECK(id >= 0 && id < num_experts, t.weight.describe(), ": token ",
+                 begin + i / t.num_cols(), " is sent to expert ", id, ", there are ", num_experts);
     out[i] = static_cast<int32_t>(id);
   }
+}
+
+void decode_expert_table(const EncodedTensor& t, int64_t num_experts, int32_t* out) {
+  decode_expert_rows(t, num_experts, 0, t.num_rows(), t.weight.data(), out);
 }
 
 void check_quantization_config(const Json& config, const std::string& origin) {

@@ -1,32 +1,20 @@
 #include "fathom/checkpoint/export_hf.h"
 
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <vector>
 
 #include "fathom/base/error.h"
-#include "fathom/base/file.h"
 #include "fathom/base/json.h"
+#include "fathom/checkpoint/export_directory.h"
+#include "fathom/checkpoint/export_files.h"
 #include "fathom/checkpoint/hub_files.h"
-#include "fathom/checkpoint/safetensors_writer.h"
-#include "fathom/checkpoint/shards.h"
 #include "fathom/numerics/formats.h"
 
 namespace fathom {
 namespace {
 
 constexpr const char* kLockName = ".export_hf.lock";
-
-enum class Part { kValues, kCodes, kScales };
-
-struct ExportTensor {
-  TensorSpec spec;
-  Part part = Part::kValues;
-  std::vector<const Parameter*> pieces;  // top to bottom
-};
-
-int64_t num_blocks(int64_t n) { return (n + kFp8BlockSize - 1) / kFp8BlockSize; }
 
 std::vector<ExportTensor> make_plan(const Weights& weights, const ExportOptions& options) {
   const int64_t L = weights.config.num_hidden_layers, E = weights.config.n_routed_experts;
@@ -39,64 +27,36 @@ std::vector<ExportTensor> make_plan(const Weights& weights, const ExportOptions&
       const auto [it, fresh] = fused.emplace(*name, plan.size());
       if (fresh) {
         const int64_t rows = p.shape[0] * (name->ends_with("gate_up_proj") ? 2 : 1);
-        plan.push_back({{*name, p.export_dtype, {E, rows, p.shape[1]}}, Part::kValues, {}});
+        plan.push_back({{*name, p.export_dtype, {E, rows, p.shape[1]}}, std::nullopt, {}, nullptr});
       }
       plan[it->second].pieces.push_back(&p);
       return;
     }
-    const std::string name = stored_name(p.name, options.names, L);
-    if (options.format == ExportFormat::kFp8 && is_exported_as_fp8(p.name)) {
-      plan.push_back({{name, DType::kF8E4M3, p.shape}, Part::kCodes, {&p}});
-      plan.push_back({{stored_scale_name(p.name, options.names, L),
-                       DType::kF8E8M0,
-                       {num_blocks(p.shape[0]), num_blocks(p.shape[1])}},
-                      Part::kScales,
-                      {&p}});
-    } else {
-      plan.push_back({{name, p.export_dtype, p.shape}, Part::kValues, {&p}});
-    }
+    const bool as_fp8 = options.format == ExportFormat::kFp8 && is_exported_as_fp8(p.name);
+    plan.push_back(make_export_tensor(stored_name(p.name, options.names, L),
+                                      as_fp8 ? stored_scale_name(p.name, options.names, L) : "", p,
+                                      as_fp8, options));
   });
   return plan;
 }
 
-void write_table(const Parameter& p, const std::string& name, SafetensorsWriter& writer) {
-  std::vector<int64_t> wide(p.master.i32(), p.master.i32() + p.numel());
-  writer.write(name, wide.data(), static_cast<int64_t>(wide.size() * sizeof(int64_t)));
-}
-
-void write_piece(const ExecContext& ctx, const Parameter& p, const ExportTensor& tensor,
-                 SafetensorsWriter& writer) {
-  const std::string& name = tensor.spec.name;
-  if (p.kind == ParameterKind::kTable) return write_table(p, name, writer);
-  const int64_t count = p.numel();
-  std::vector<float> values(static_cast<size_t>(count));
-  p.get_row_major(values.data());
-  if (tensor.part != Part::kValues) {
-    const int64_t M = p.shape[0], K = p.shape[1];
-    std::vector<uint8_t> codes(static_cast<size_t>(count));
-    std::vector<uint8_t> scales(static_cast<size_t>(num_blocks(M) * num_blocks(K)));
-    with_context(p.name,
-                 [&] { quantise_fp8(ctx, M, K, values.data(), codes.data(), scales.data()); });
-    const std::vector<uint8_t>& bytes = tensor.part == Part::kCodes ? codes : scales;
-    return writer.write(name, bytes.data(), static_cast<int64_t>(bytes.size()));
-  }
-  const bool narrow = tensor.spec.dtype == DType::kBF16;
-  std::vector<uint16_t> bits(narrow ? static_cast<size_t>(count) : 0);
-  for (size_t i = 0; i < values.size(); ++i) {
-    float stored = values[i];
-    if (narrow) {
-      bits[i] = f32_to_bf16(values[i]);
-      stored = bf16_to_f32(bits[i]);
+// Greedily, in the order of the plan; a weight and its scale stay together.
+std::vector<ExportFile> share_out(std::vector<ExportTensor> plan, int64_t max_shard_bytes) {
+  std::vector<ExportFile> files(1);
+  int64_t size = 0;
+  for (ExportTensor& t : plan) {
+    const int64_t n = t.spec.num_bytes() + (t.scale ? t.scale->num_bytes() : 0);
+    if (size > 0 && size + n > max_shard_bytes) {
+      files.emplace_back();
+      size = 0;
     }
-    FATHOM_CHECK(std::isfinite(stored), p.name, ": element ", i, " is ", values[i],
-                 ", which cannot be exported\n  fix: this training run has gone wrong before its ",
-                 "checkpoint; export an earlier one");
+    size += n;
+    files.back().tensors.push_back(std::move(t));
   }
-  if (narrow) {
-    writer.write(name, bits.data(), count * 2);
-  } else {
-    writer.write(name, values.data(), count * 4);
+  for (size_t i = 0; i < files.size(); ++i) {
+    files[i].name = shard_file_name(i, files.size());
   }
+  return files;
 }
 
 void remove_file(const std::string& directory, const std::string& name) {
@@ -112,19 +72,21 @@ void remove_unfinished(const std::string& output) {
   }
 }
 
-Json make_config(const Weights& weights, ExportFormat format) {
+Json make_config(const Weights& weights, const ExportOptions& options) {
   ModelConfig config = weights.config;
   config.num_nextn_predict_layers = static_cast<int64_t>(weights.mtp.size());
   config.compress_ratios.resize(
       static_cast<size_t>(config.num_hidden_layers + config.num_nextn_predict_layers), 0);
   Json json = model_config_to_json(config, "bfloat16");
-  if (format == ExportFormat::kFp8) {
+  if (options.format == ExportFormat::kFp8) {
     json["expert_dtype"] = "fp8";
     json["quantization_config"] = {{"quant_method", "fp8"},
                                    {"fmt", "e4m3"},
                                    {"activation_scheme", "dynamic"},
-                                   {"scale_fmt", "ue8m0"},
                                    {"weight_block_size", {kFp8BlockSize, kFp8BlockSize}}};
+    if (options.scales == ExportScales::kE8m0) {
+      json["quantization_config"]["scale_fmt"] = "ue8m0";
+    }
   }
   return json;
 }
@@ -150,48 +112,51 @@ bool is_exported_as_fp8(const std::string& official) {
   return false;
 }
 
-ExportResult export_hf(const ExecContext& ctx, const Weights& weights,
+ExportDirectory::ExportDirectory(std::string path) : path_(std::move(path)) {
+  make_directories(path_);
+  lock_ = FileLock::try_acquire(join_path(path_, kLockName));
+  FATHOM_CHECK(lock_ != nullptr, "another process is writing ", path_,
+               "\n  fix: wait for it, or choose another --output");
+  check_export_output(path_);
+  remove_unfinished(path_);
+}
+
+void ExportDirectory::finish() {
+  remove_file(path_, kLockName);  // whoever comes next finds a complete model
+}
+
+ExportResult export_hf(const ExecContext& ctx, const ExportSource& source,
                        const ExportOptions& options) {
   if (options.format == ExportFormat::kFp8 && options.names == NameDialect::kTransformers) {
     throw ConfigError(
         "FP8 has no form under transformers' own names: give --names official (which "
         "transformers reads too) or --dtype bf16");
   }
-  const std::vector<ExportTensor> plan = make_plan(weights, options);
-  make_directories(options.output);
-  const auto lock = FileLock::try_acquire(join_path(options.output, kLockName));
-  FATHOM_CHECK(lock != nullptr, "another process is writing ", options.output,
-               "\n  fix: wait for it, or choose another --output");
-  check_export_output(options.output);
-  remove_unfinished(options.output);
+  const Weights& weights = source.model();
+  const std::vector<ExportFile> files =
+      share_out(make_plan(weights, options), options.max_shard_bytes);
+  ExportDirectory output(options.output);
   write_file_atomic(join_path(options.output, "config.json"),
-                    make_config(weights, options.format).dump(2) + "\n");
+                    make_config(weights, options).dump(2) + "\n");
   if (!options.companions.empty()) copy_hub_files(options.companions, options.output);
-
-  std::vector<TensorSpec> specs;
-  std::map<std::string, const ExportTensor*> by_name;
-  for (const ExportTensor& tensor : plan) {
-    specs.push_back(tensor.spec);
-    by_name[tensor.spec.name] = &tensor;
-  }
-  ExportResult result;
-  std::map<std::string, std::string> weight_map;
-  const std::vector<ShardPlan> shards = plan_shards(specs, options.max_shard_bytes);
-  for (const ShardPlan& shard : shards) {
-    SafetensorsWriter writer(join_path(options.output, shard.file_name), shard.specs);
-    for (const TensorSpec& spec : writer.order()) {
-      const ExportTensor& tensor = *by_name.at(spec.name);
-      for (const Parameter* p : tensor.pieces) write_piece(ctx, *p, tensor, writer);
-      weight_map[spec.name] = shard.file_name;
-      result.num_bytes += spec.num_bytes();
-      ++result.num_tensors;
+  const ExportResult result = write_export_files(ctx, source, files, options);
+  if (files.size() > 1) {
+    std::map<std::string, std::string> weight_map;
+    for (const ExportFile& file : files) {
+      for (const ExportTensor& t : file.tensors) {
+        weight_map[t.spec.name] = file.name;
+        if (t.scale) weight_map[t.scale->name] = file.name;
+      }
     }
-    writer.finish();
-    ++result.num_shards;
+    write_safetensors_index(options.output, weight_map, result.num_bytes);
   }
-  if (shards.size() > 1) write_safetensors_index(options.output, weight_map, result.num_bytes);
-  remove_file(options.output, kLockName);  // whoever comes next finds a complete model
+  output.finish();
   return result;
+}
+
+ExportResult export_hf(const ExecContext& ctx, const Weights& weights,
+                       const ExportOptions& options) {
+  return export_hf(ctx, *export_from_memory(weights), options);
 }
 
 }  // namespace fathom

@@ -175,6 +175,99 @@ TEST_F(ExportTest, CompanionFilesGoAlong) {
   EXPECT_NO_THROW(load(root_ + "/out"));
 }
 
+TEST_F(ExportTest, F32ScalesAreTheLargestMagnitudeOver448) {
+  const Weights weights = load(kGolden + "small/model");
+  export_hf(ctx_, weights,
+            {.output = root_ + "/f32", .format = ExportFormat::kFp8, .scales = ExportScales::kF32});
+  const TensorShards shards(root_ + "/f32");
+  const StoredTensor& scale = *shards.find("layers.1.attn.wkv.scale");
+  EXPECT_EQ(scale.entry->type->code, "F32");
+  std::vector<float> values = row_major(weights.layers[1].attn.wkv);
+  float amax = 0;
+  for (const float v : values) amax = std::max(amax, std::abs(v));
+  float first = 0;
+  std::memcpy(&first, scale.data(), 4);
+  EXPECT_EQ(first, amax / 448);  // the matrix is one block
+  EXPECT_FALSE(
+      read_json_file(root_ + "/f32/config.json")["quantization_config"].contains("scale_fmt"));
+  EXPECT_NO_THROW(load(root_ + "/f32"));
+}
+
+TEST_F(ExportTest, SmallPiecesGiveTheSameFile) {
+  const Weights weights = load(kGolden + "small/model");
+  for (const ExportFormat format : {ExportFormat::kBf16, ExportFormat::kFp8}) {
+    fs::remove_all(root_);
+    export_hf(ctx_, weights, {.output = root_ + "/a", .format = format});
+    export_hf(ctx_, weights, {.output = root_ + "/b", .format = format, .piece_bytes = 1000});
+    EXPECT_EQ(read_file(root_ + "/a/model.safetensors"), read_file(root_ + "/b/model.safetensors"));
+  }
+}
+
+// Every byte of every tensor of two directories, scales too; shards may be cut elsewhere.
+void expect_same_tensors(const std::string& a, const std::string& b,
+                         const std::string& but_for = "-") {
+  const TensorShards left(a), right(b);
+  for (const auto& [name, tensor] : left.tensors()) {
+    if (name.starts_with(but_for)) continue;
+    const StoredTensor* other = right.find(name);
+    ASSERT_NE(other, nullptr) << name;
+    EXPECT_EQ(other->entry->type->code, tensor.entry->type->code) << name;
+    EXPECT_EQ(other->shape(), tensor.shape()) << name;
+    ASSERT_EQ(other->entry->num_bytes(), tensor.entry->num_bytes()) << name;
+    EXPECT_EQ(
+        std::memcmp(tensor.data(), other->data(), static_cast<size_t>(tensor.entry->num_bytes())),
+        0)
+        << name;
+  }
+}
+
+TEST_F(ExportTest, OverTheOriginalWhatHasNotChangedIsItsBytes) {
+  for (const char* name : {"small", "small_official", "small_base", "small_sgl"}) {
+    const std::string original = kGolden + name + "/model", out = root_ + "/" + name;
+    Weights weights = load(original);
+    const ExportResult same = export_hf_over(ctx_, *export_from_memory(weights), original,
+                                             {.output = out, .piece_bytes = 10'000});
+    EXPECT_EQ(same.num_copied, static_cast<int64_t>(TensorShards(original).tensors().size()));
+    expect_same_tensors(original, out);
+    expect_same_tensors(out, original);
+    EXPECT_EQ(read_file(out + "/config.json"), read_file(original + "/config.json"));
+
+    // One weight moves: it alone is written anew, in the format that is asked for.
+    weights.layers[1].ffn.experts[2].w1.master.f32()[3] += 1;
+    for (const ExportFormat format : {ExportFormat::kBf16, ExportFormat::kFp8}) {
+      const std::string moved = out + (format == ExportFormat::kFp8 ? "_fp8" : "_bf16");
+      const ExportResult result = export_hf_over(ctx_, *export_from_memory(weights), original,
+                                                 {.output = moved, .format = format});
+      EXPECT_LT(result.num_copied, same.num_copied);
+      const std::string w1 =
+          ModelTensors(original).source("layers.1.ffn.experts.2.w1.weight").tensor->weight.name();
+      expect_same_tensors(original, moved, w1.substr(0, w1.size() - 6));
+      EXPECT_EQ(TensorShards(moved).find(w1)->entry->type->code,
+                format == ExportFormat::kFp8 ? "F8_E4M3" : "BF16");
+      const Weights again = load(moved);
+      const auto before = values_of(weights), after = values_of(again);
+      EXPECT_NE(after.at("layers.1.ffn.experts.2.w1.weight"),
+                values_of(load(original)).at("layers.1.ffn.experts.2.w1.weight"));
+      for (const auto& [key, values] : before) {
+        if (key == "layers.1.ffn.experts.2.w1.weight") continue;
+        EXPECT_EQ(after.at(key), values) << key;
+      }
+    }
+  }
+}
+
+TEST_F(ExportTest, TheOriginalOfAnotherModelIsRefused) {
+  const Weights weights = load(kGolden + "small/model");
+  try {
+    export_hf_over(ctx_, *export_from_memory(weights), kGolden + "small_sgl/model",
+                   {.output = root_ + "/out"});
+    FAIL();
+  } catch (const UserError& e) {
+    EXPECT_NE(std::string(e.what()).find("has no tensor mtp.0"), std::string::npos) << e.what();
+  }
+  EXPECT_FALSE(file_exists(root_ + "/out/model.safetensors"));
+}
+
 TEST_F(ExportTest, OutputsThatAreTakenOrUnfinished) {
   const Weights weights = load(kGolden + "small/model");
   const ExportOptions options{.output = root_ + "/out", .max_shard_bytes = 500'000};

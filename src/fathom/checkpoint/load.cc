@@ -1,5 +1,7 @@
 #include "fathom/checkpoint/load.h"
 
+#include <sys/mman.h>
+
 #include <cmath>
 #include <vector>
 
@@ -18,9 +20,24 @@ void check_finite(const std::vector<float>& values, const EncodedTensor& tensor,
   }
 }
 
+// Has the disk read the parameter's bytes in one go, not page by page.
+void prefetch(const ModelTensors::Source& source) {
+  constexpr uintptr_t kPage = 4096;
+  const EncodedTensor& t = *source.tensor;
+  if (t.shape.size() != 2) return;
+  const RowBytes bytes = row_bytes(t, source.first_row, source.first_row + source.num_rows);
+  if (bytes.weight_bytes < (256 << 10)) return;
+  const auto data = reinterpret_cast<uintptr_t>(t.weight.data()) +
+                    static_cast<uintptr_t>(bytes.weight_begin - t.weight.entry->begin);
+  const uintptr_t begin = data / kPage * kPage;
+  ::madvise(reinterpret_cast<void*>(begin),
+            data + static_cast<uintptr_t>(bytes.weight_bytes) - begin, MADV_WILLNEED);
+}
+
 void load_parameter(const ExecContext& ctx, const ModelTensors::Source& source, int64_t num_experts,
                     Parameter& p) {
   p.alloc();
+  prefetch(source);
   if (p.kind == ParameterKind::kTable) {
     decode_expert_table(*source.tensor, num_experts, p.master.i32());
     p.refresh();

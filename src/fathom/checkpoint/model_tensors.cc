@@ -28,7 +28,7 @@ bool is_shared_copy(std::string_view official) {
 
 }  // namespace
 
-ModelTensors::ModelTensors(const std::string& directory, bool with_mtp)
+ModelTensors::ModelTensors(const std::string& directory, bool with_mtp, ScaleCheck check)
     : directory_(directory), config_(read_config(directory)), shards_(directory) {
   for (const std::string& w : shards_.warnings()) notes_.push_back(w);
   std::vector<std::string> names;
@@ -47,7 +47,7 @@ ModelTensors::ModelTensors(const std::string& directory, bool with_mtp)
     config_.num_nextn_predict_layers = 0;
     config_.compress_ratios.resize(static_cast<size_t>(config_.num_hidden_layers));
   }
-  collect(with_mtp);
+  collect(with_mtp, check);
   match(make_weights(config_));
   if (problems_.empty()) return;
   std::string text = str_cat(directory, ": the tensors are not those of its config.json, ",
@@ -62,7 +62,7 @@ ModelTensors::ModelTensors(const std::string& directory, bool with_mtp)
 }
 
 // Pairs weights with scales and finds out how each is encoded.
-void ModelTensors::collect(bool with_mtp) {
+void ModelTensors::collect(bool with_mtp, ScaleCheck check) {
   std::map<std::string, const StoredTensor*> weights, scales;
   int64_t num_foreign_mtp = 0, num_shared_copies = 0;
   for (const auto& [name, tensor] : shards_.tensors()) {
@@ -100,7 +100,7 @@ void ModelTensors::collect(bool with_mtp) {
     const bool stale =
         official.ends_with(".wo_a.weight") && tensor->entry->type->dtype == DType::kBF16;
     try {
-      encoded_[official] = identify_encoding(*tensor, stale ? nullptr : companion);
+      encoded_[official] = identify_encoding(*tensor, stale ? nullptr : companion, check);
     } catch (const UserError& e) {
       undecodable_.insert(official);
       const std::string text = e.what();

@@ -20,7 +20,9 @@ class ModelTensors {
   /// @param with_mtp false leaves tensors of MTP modules aside.
   /// Errors: UserError for a wrong config.json or broken files, and one that lists missing,
   /// unexpected, repeated, wrongly shaped and undecodable tensors (the first ones and how many).
-  explicit ModelTensors(const std::string& directory, bool with_mtp = true);
+  /// @param check kFp4WhenDecoded leaves the values of FP4 scales to whoever decodes them.
+  explicit ModelTensors(const std::string& directory, bool with_mtp = true,
+                        ScaleCheck check = ScaleCheck::kNow);
 
   /// A parameter's rows inside a stored tensor.
   struct Source {
@@ -41,7 +43,7 @@ class ModelTensors {
   const std::vector<std::string>& notes() const { return notes_; }
 
  private:
-  void collect(bool with_mtp);
+  void collect(bool with_mtp, ScaleCheck check);
   void match(const Weights& expected);
 
   std::string directory_;

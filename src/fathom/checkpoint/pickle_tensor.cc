@@ -90,9 +90,12 @@ std::optional<DType> dtype_from_torch_name(std::string_view name) {
   return std::nullopt;
 }
 
-int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape,
-                             const ElementSource& elements, int64_t alignment,
-                             const ByteSink& sink) {
+namespace {
+
+// The records around the elements, which `elements` puts into the open record data/0.
+template <typename Elements>
+int64_t write_archive(DType dtype, const std::vector<int64_t>& shape, int64_t alignment,
+                      const ByteSink& sink, Elements&& elements) {
   TorchArchiveWriter archive("archive", sink);
   archive.add("data.pkl", tensor_pickle(dtype, shape));
   archive.add(".format_version", "1");
@@ -100,11 +103,35 @@ int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape,
   archive.add("byteorder", "little");
   const int64_t num_bytes = count_elements(shape) * dtype_size(dtype);
   archive.begin("data/0", num_bytes, alignment);
-  elements([&](const void* data, int64_t n) { archive.write(data, n); });
+  elements(archive, num_bytes);
   archive.end();
   archive.add("version", "3\n");
   archive.finish();
   return archive.position();
+}
+
+}  // namespace
+
+int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape,
+                             const ElementSource& elements, int64_t alignment,
+                             const ByteSink& sink) {
+  return write_archive(dtype, shape, alignment, sink, [&](TorchArchiveWriter& archive, int64_t) {
+    elements([&](const void* data, int64_t n) { archive.write(data, n); });
+  });
+}
+
+TensorArchiveFrame tensor_archive_frame(DType dtype, const std::vector<int64_t>& shape,
+                                        int64_t alignment, uint32_t crc) {
+  TensorArchiveFrame frame;
+  std::string* part = &frame.head;
+  const ByteSink sink = [&](const void* data, int64_t n) {
+    part->append(static_cast<const char*>(data), static_cast<size_t>(n));
+  };
+  write_archive(dtype, shape, alignment, sink, [&](TorchArchiveWriter& archive, int64_t n) {
+    archive.skip(n, crc);
+    part = &frame.tail;
+  });
+  return frame;
 }
 
 TensorView read_tensor_archive(std::span<const uint8_t> archive, const std::string& origin,

@@ -30,6 +30,15 @@ int64_t write_tensor_archive(DType dtype, const std::vector<int64_t>& shape,
                              const ElementSource& elements, int64_t alignment,
                              const ByteSink& sink);
 
+/// What stands in such an archive before and behind the elements.
+struct TensorArchiveFrame {
+  std::string head, tail;  // their lengths depend on dtype, shape and alignment alone
+};
+
+/// @param crc of the elements' bytes (zip_crc.h); enters the tail.
+TensorArchiveFrame tensor_archive_frame(DType dtype, const std::vector<int64_t>& shape,
+                                        int64_t alignment, uint32_t crc);
+
 /// A view of the elements inside an archive.
 struct TensorView {
   DType dtype = DType::kF32;

@@ -1,242 +1,274 @@
 #include "fathom/checkpoint/prepare_spmd.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
-#include <bit>
-#include <cmath>
+#include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <optional>
-#include <vector>
 
 #include "fathom/base/error.h"
-#include "fathom/base/hash.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/dcp_common.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/dcp_writer.h"
-#include "fathom/checkpoint/megatron_names.h"
 
 namespace fathom {
 namespace {
 
 constexpr const char* kRelease = "release";
-constexpr int64_t kSplitParts = 8;
-constexpr int64_t kPageAlignedFrom = 64 << 10;
+constexpr const char* kCommand = "prepare-spmd";
+constexpr const char* kAside =
+    ".release.aside.partial";  // a later run removes it if this one cannot
 
-// The dimension along which Megatron's tensor parallelism cuts a tensor outside the routed experts.
-std::optional<int> tensor_parallel_axis(const std::string& name) {
-  const auto ends = [&](std::string_view tail) { return name.ends_with(tail); };
-  if (name == "embed.weight" || name == "head.weight") return 0;
-  if (ends(".attn.wq_b.weight") || ends(".attn.wo_a.weight")) return 0;
-  if (ends(".shared_experts.w1.weight") || ends(".shared_experts.w3.weight")) return 0;
-  if (ends(".attn.wo_b.weight") || ends(".shared_experts.w2.weight")) return 1;
-  return std::nullopt;
+// Whether an earlier run finished. Errors: UserError when the place is taken by something else.
+bool is_finished(const std::string& out_dir) {
+  const std::optional<std::string> tracker = read_tracker(out_dir);
+  if (!tracker) return false;
+  FATHOM_CHECK(*tracker == kRelease, tracker_path(out_dir), " names step ", *tracker,
+               ": the directory holds the checkpoints of a training run",
+               "\n  fix: give another directory with --save");
+  resolve_checkpoint(out_dir);  // says so when the directory is not whole
+  return true;
 }
 
-uint16_t round_to_bf16(float value) {  // to nearest, ties to even; finite values only
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+std::optional<int64_t> file_size(const std::string& path, int64_t* num_blocks_bytes = nullptr) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return std::nullopt;
+  if (num_blocks_bytes != nullptr) *num_blocks_bytes = info.st_blocks * 512;
+  return info.st_size;
 }
 
-// One official tensor on its way from the source to boxes of the target.
-class TensorWriter {
+class Conversion {
  public:
-  TensorWriter(const ExecContext& ctx, const ModelTensors& source, const Parameter& parameter,
-               const PrepareSpmdOptions& options, DcpWriter& out)
+  Conversion(const ExecContext& ctx, const ModelTensors& source, const std::string& out_dir,
+             const PrepareSpmdOptions& options, SpmdPlan plan)
       : ctx_(ctx),
+        source_(source),
+        out_dir_(out_dir),
         options_(options),
-        parameter_(parameter),
-        rows_(source.source(parameter.name)),
-        num_experts_(source.config().n_routed_experts),
-        slice_(megatron_slice(parameter.name, parameter.shape, num_experts_)),
-        cols_(rows_.num_rows > 0 ? parameter.numel() / rows_.num_rows : 0),
-        out_(out) {}
-
-  const MegatronSlice& slice() const { return slice_; }
-  bool rounds() const {
-    return slice_.dtype == DType::kBF16 && rows_.tensor->dtype != DType::kBF16;
+        plan_(std::move(plan)),
+        partial_(PendingDirectory::resumable_path(out_dir, kRelease, plan_.id)),
+        group_(join_path(out_dir, str_cat(".", kRelease, ".", plan_.id, ".work")), options.place,
+               options.patience_seconds) {
+    for (StreamFile& file : plan_.files) file.path = join_path(partial_, file.path);
   }
 
-  /// @return number of boxes.
-  int64_t run() {
-    if (slice_.dtype == DType::kI32) {
-      std::vector<int32_t> table(static_cast<size_t>(parameter_.numel()));
-      decode_expert_table(*rows_.tensor, num_experts_, table.data());
-      out_.add_chunk(slice_.key, slice_.dtype, slice_.shape, slice_.offsets, slice_.sizes,
-                     table.data());
-      return 1;
+  PrepareSpmdResult run() {
+    try {
+      return convert();
+    } catch (const std::exception& e) {
+      group_.fail(e.what());
+      throw;
     }
-    const std::optional<int> axis = tensor_parallel_axis(parameter_.name);
-    const bool split = axis && parameter_.shape.size() == 2 &&
-                       rows_.num_rows == parameter_.shape[0] &&
-                       parameter_.numel() * dtype_size(slice_.dtype) >= options_.split_from_bytes &&
-                       parameter_.shape[static_cast<size_t>(*axis)] % kSplitParts == 0;
-    if (!split) {
-      add(slice_.offsets, slice_.sizes, 0, rows_.num_rows, 0, cols_);
-      return 1;
-    }
-    const auto d = static_cast<size_t>(*axis);
-    const int64_t part = slice_.sizes[d] / kSplitParts;
-    for (int64_t i = 0; i < kSplitParts; ++i) {
-      std::vector<int64_t> offsets = slice_.offsets, sizes = slice_.sizes;
-      offsets[d] += i * part;
-      sizes[d] = part;
-      if (d == 0) {
-        add(offsets, sizes, i * part, (i + 1) * part, 0, cols_);
-      } else {
-        add(offsets, sizes, 0, rows_.num_rows, i * part, (i + 1) * part);
-      }
-    }
-    return kSplitParts;
   }
 
  private:
-  // The box of rows and columns of the official tensor, piece by piece.
-  void add(const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-           int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
-    const auto elements = [&](const ByteSink& sink) {
-      const int64_t item = dtype_size(slice_.dtype);
-      const int64_t step =
-          std::max<int64_t>(1, options_.piece_bytes / std::max<int64_t>(1, cols_ * 4));
-      for (int64_t r = row_begin; r < row_end; r += step) {
-        const int64_t n = std::min(step, row_end - r);
-        decode(r, n);
-        if (col_begin == 0 && col_end == cols_) {
-          sink(piece_.data(), n * cols_ * item);
-          continue;
-        }
-        const int64_t width = (col_end - col_begin) * item;
-        for (int64_t i = 0; i < n; ++i) {
-          uint8_t* to = piece_.data() + i * width;
-          const uint8_t* from = piece_.data() + (i * cols_ + col_begin) * item;
-          std::copy(from, from + width, to);  // never overtakes what is still to be read
-        }
-        sink(piece_.data(), n * width);
+  bool is_tracked() const { return read_tracker(out_dir_).has_value(); }
+  bool is_coordinator() const { return options_.place.rank == 0; }
+
+  PrepareSpmdResult convert() {
+    std::unique_ptr<PendingDirectory> pending;
+    if (is_coordinator()) {
+      pending = std::make_unique<PendingDirectory>(out_dir_, kRelease, plan_.id);
+      remove_messages_of_others();
+      remove_temporaries(out_dir_);
+      // Published, but killed before the tracker: nobody counts on it, and it is made again.
+      if (directory_exists(join_path(out_dir_, kRelease))) {
+        std::filesystem::rename(join_path(out_dir_, kRelease), join_path(out_dir_, kAside));
+        std::filesystem::remove_all(join_path(out_dir_, kAside));
       }
-    };
-    out_.add_chunk(slice_.key, slice_.dtype, slice_.shape, offsets, sizes, elements);
-  }
-
-  // Rows [begin, begin + count) in the target's element type, into piece_.
-  void decode(int64_t begin, int64_t count) {
-    const int64_t n = count * cols_, first = rows_.first_row + begin;
-    piece_.resize(static_cast<size_t>(n * dtype_size(slice_.dtype)));
-    if (slice_.dtype == DType::kBF16 && rows_.tensor->dtype == DType::kBF16) {
-      auto* values = reinterpret_cast<uint16_t*>(piece_.data());
-      decode_rows(ctx_, *rows_.tensor, first, first + count, values);
-      for (int64_t i = 0; i < n; ++i) check_finite((values[i] & 0x7F80u) != 0x7F80u, begin, i);
-      return;
-    }
-    float* values = nullptr;
-    if (slice_.dtype == DType::kF32) {
-      values = reinterpret_cast<float*>(piece_.data());
+      check_free_space(kCommand, out_dir_, bytes_to_allocate(), "--save");
+      group_.open_gate();
     } else {
-      wide_.resize(static_cast<size_t>(n));
-      values = wide_.data();
+      group_.wait_for_gate();
+      // The gate may be one that an earlier run left open, and rank 0 may be done already.
+      group_.wait_until([&] { return directory_exists(partial_) || is_tracked(); });
     }
-    decode_rows_f32(ctx_, *rows_.tensor, first, first + count, values);
-    for (int64_t i = 0; i < n; ++i) check_finite(std::isfinite(values[i]), begin, i);
-    if (slice_.dtype == DType::kF32) return;
-    auto* rounded = reinterpret_cast<uint16_t*>(piece_.data());
-    for (int64_t i = 0; i < n; ++i) rounded[i] = round_to_bf16(values[i]);
+    PrepareSpmdResult result;
+    result.num_files = static_cast<int64_t>(plan_.files.size());
+    write_files(&result);
+    if (is_coordinator()) {
+      group_.wait_until([&] { return all_files_are_there(); });
+      publish(*pending);
+      group_.finish();
+    } else {
+      group_.wait_until([&] { return is_tracked(); });
+    }
+    result.num_tensors = plan_.num_tensors;
+    result.num_chunks = plan_.num_chunks();
+    result.num_bytes = plan_.num_bytes;
+    result.num_rounded = plan_.num_rounded;
+    result.num_kept_fp32 = plan_.num_kept_fp32;
+    return result;
   }
 
-  void check_finite(bool finite, int64_t row, int64_t i) const {
-    if (finite) [[likely]]
-      return;
-    throw UserError(str_cat(rows_.tensor->weight.describe(), ": element ", row * cols_ + i, " of ",
-                            parameter_.name, " is NaN or infinite",
-                            "\n  fix: this checkpoint is damaged; fetch or convert it again"));
+  // Conversions of other sources that ended early; the lock tells that none is at work.
+  void remove_messages_of_others() const {
+    for (const std::string& name : list_directory(out_dir_)) {
+      const bool is_ours = name.find(plan_.id) != std::string::npos;
+      if (name.starts_with(str_cat(".", kRelease, ".")) && name.ends_with(".work") && !is_ours) {
+        std::error_code ignored;
+        std::filesystem::remove_all(join_path(out_dir_, name), ignored);
+      }
+    }
+  }
+
+  bool is_there(const StreamFile& file) const { return file_size(file.path) == file.num_bytes; }
+  bool all_files_are_there() const {
+    return std::all_of(plan_.files.begin(), plan_.files.end(),
+                       [&](const StreamFile& f) { return is_there(f); });
+  }
+
+  // What the disk must still give; blocks of a killed run's unfinished files are used again.
+  int64_t bytes_to_allocate() const {
+    int64_t bytes = 1 << 20;  // the small files
+    for (const StreamFile& file : plan_.files) {
+      if (is_there(file)) continue;
+      int64_t allocated = 0;
+      file_size(StreamWriter::temporary_path(file.path), &allocated);
+      bytes += std::max<int64_t>(0, file.num_bytes - allocated);
+    }
+    return bytes;
+  }
+
+  void write_files(PrepareSpmdResult* result) {
+    // A unit whose files are not all there is written again as a whole.
+    const std::vector<int64_t> process = share_units(plan_.unit_bytes, options_.place.size);
+    std::vector<bool> unit_wanted(plan_.unit_bytes.size(), false);
+    for (size_t i = 0; i < plan_.files.size(); ++i) {
+      const auto unit = static_cast<size_t>(plan_.unit_of_file[i]);
+      if (process[unit] == options_.place.rank && !is_there(plan_.files[i])) {
+        unit_wanted[unit] = true;
+      }
+    }
+    std::vector<bool> wanted(plan_.files.size());
+    for (size_t i = 0; i < plan_.files.size(); ++i) {
+      const auto unit = static_cast<size_t>(plan_.unit_of_file[i]);
+      wanted[i] = unit_wanted[unit];
+      if (!wanted[i] && process[unit] == options_.place.rank) ++result->num_files_kept;
+    }
+    std::vector<int64_t> tasks;
+    int64_t total = 0;
+    for (size_t i = 0; i < plan_.tasks.tasks.size(); ++i) {
+      if (!wanted[static_cast<size_t>(plan_.task_file[i])]) continue;
+      tasks.push_back(static_cast<int64_t>(i));
+      total += row_task_bytes(plan_.tasks.tasks[i]);
+    }
+    // Files that are missing because rank 0 has published them, which it does when all are there.
+    if (!tasks.empty() && !is_coordinator() && !directory_exists(partial_)) return;
+    if (result->num_files_kept > 0) {
+      log_info(kCommand, ": ", result->num_files_kept, " files are there from an earlier run");
+    }
+    const int threads = num_stream_threads(ctx_.threads->num_threads());
+    StreamWriter writer(plan_.files, plan_.items, wanted);
+    RowConverter converter(ctx_, plan_.tasks, writer, /*check_finite=*/true, threads);
+    const bool shows_all = is_coordinator() && options_.place.size > 1;
+    ByteProgress progress(kCommand, shows_all ? all_task_bytes() : total);
+    const auto count = static_cast<int64_t>(tasks.size());
+    std::atomic<int64_t> done{0};
+    try {
+      run_stream_tasks(threads, count, [&](int64_t i, int thread) {
+        group_.check_others();
+        if (i + threads < count) converter.prefetch(tasks[static_cast<size_t>(i + threads)]);
+        const int64_t bytes = converter.run(tasks[static_cast<size_t>(i)], thread);
+        done.fetch_add(bytes);
+        group_.report(done.load());
+        if (!is_coordinator()) return;
+        progress.set_others(group_.bytes_of_others());
+        progress.add(bytes);
+      });
+    } catch (...) {
+      progress.finish();
+      writer.discard();
+      throw;
+    }
+    progress.finish();
+    result->num_bytes_written = writer.num_bytes();
+    result->num_bytes_read = done.load() - converter.num_bytes_put();
+  }
+
+  int64_t all_task_bytes() const {
+    int64_t total = 0;
+    for (const RowTask& task : plan_.tasks.tasks) total += row_task_bytes(task);
+    return total;
+  }
+
+  void publish(PendingDirectory& pending) {
+    std::map<std::string, int64_t> sizes;
+    for (const StreamFile& file : plan_.files) sizes[base_name(file.path)] = file.num_bytes;
+    validate_dcp_metadata(plan_.metadata, sizes, pending.path());
+    // Nothing but the checkpoint's own files may be published.
+    for (const std::string& name : list_directory(pending.path())) {
+      if (!sizes.contains(name)) std::filesystem::remove(pending.file(name));
+    }
+    const ParallelLayout& layout = options_.plan.layout;
+    Json args = megatron_args(source_.config());
+    args["bf16"] = true;
+    args["tensor_model_parallel_size"] = layout.tensor;
+    args["pipeline_model_parallel_size"] = layout.pipeline;
+    args["expert_model_parallel_size"] = layout.expert;
+    args["expert_tensor_parallel_size"] = layout.expert_tensor;
+    args["world_size"] = layout.num_ranks();
+    args["data_parallel_size"] = layout.ranks_per_stage() / layout.tensor;
+    write_dcp_headers(pending, plan_.metadata, kRelease, plan_.save_id,
+                      encode_common_pt(args, /*iteration=*/1, /*with_optimizer=*/false));
+    pending.publish();
+    write_file_atomic(tracker_path(out_dir_), kRelease);
   }
 
   const ExecContext& ctx_;
+  const ModelTensors& source_;
+  const std::string out_dir_;
   const PrepareSpmdOptions& options_;
-  const Parameter& parameter_;
-  const ModelTensors::Source& rows_;
-  int64_t num_experts_;
-  MegatronSlice slice_;
-  int64_t cols_;
-  DcpWriter& out_;
-  std::vector<uint8_t> piece_;
-  std::vector<float> wide_;
+  SpmdPlan plan_;
+  const std::string partial_;
+  SpmdGroup group_;
 };
-
-void check_space(const std::string& out_dir, int64_t num_bytes) {
-  make_directories(out_dir);
-  std::error_code error;
-  const std::filesystem::space_info space = std::filesystem::space(out_dir, error);
-  if (error) return;  // not every file system tells; writing will
-  const auto available = static_cast<int64_t>(std::min<uint64_t>(space.available, INT64_MAX));
-  FATHOM_CHECK(available >= num_bytes, "prepare-spmd: ", out_dir, " has ", available,
-               " bytes free, the weights need ", num_bytes,
-               "\n  fix: free space there, or give another directory with --save");
-}
 
 }  // namespace
 
 PrepareSpmdResult prepare_spmd(const ExecContext& ctx, const ModelTensors& source,
                                const std::string& out_dir, const PrepareSpmdOptions& options) {
-  PrepareSpmdResult result;
-  if (const std::optional<std::string> tracker = read_tracker(out_dir)) {
-    FATHOM_CHECK(*tracker == kRelease, tracker_path(out_dir), " names step ", *tracker,
-                 ": the directory holds the checkpoints of a training run",
-                 "\n  fix: give another directory with --save");
-    resolve_checkpoint(out_dir);  // says so when the directory is not whole
+  FATHOM_ASSERT(options.place.rank >= 0 && options.place.rank < options.place.size);
+  if (is_finished(out_dir)) {
+    PrepareSpmdResult result;
     result.was_there = true;
     return result;
   }
-
-  const Weights model = make_weights(source.config());
-  struct Item {
-    const Parameter* parameter;
-    std::string file;
-    const uint8_t* data;
-    int64_t row;
-  };
-  std::vector<Item> items;
-  int64_t total_bytes = 0;
-  for_each_parameter(model, [&](const Parameter& p) {
-    const ModelTensors::Source& s = source.source(p.name);
-    items.push_back({&p, s.tensor->weight.file->path(), s.tensor->weight.data(), s.first_row});
-    total_bytes +=
-        p.numel() *
-        dtype_size(megatron_slice(p.name, p.shape, source.config().n_routed_experts).dtype);
-  });
-  // In the order of the source's bytes: both sides are then read and written from front to back.
-  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    return std::tie(a.file, a.data, a.row) < std::tie(b.file, b.data, b.row);
-  });
-  check_space(out_dir, total_bytes);
-
-  PendingDirectory pending(out_dir, kRelease);
-  DcpWriter::Options writing;
-  writing.page_aligned_from = kPageAlignedFrom;
-  DcpWriter writer(pending, writing);
-  for (const Item& item : items) {
-    TensorWriter tensor(ctx, source, *item.parameter, options, writer);
-    result.num_chunks += tensor.run();
-    ++result.num_tensors;
-    if (tensor.rounds()) ++result.num_rounded;
-    if (tensor.slice().dtype == DType::kF32) ++result.num_kept_fp32;
-  }
-  Json args = megatron_args(source.config());
-  args["bf16"] = true;
-  const std::string save_id =
-      sha256_hex(str_cat(args.dump(), source.directory(), total_bytes)).substr(0, 32);
-  write_dcp_headers(pending, writer.finish(), kRelease, save_id,
-                    encode_common_pt(args, /*iteration=*/1, /*with_optimizer=*/false));
-  pending.publish();
-  write_file_atomic(tracker_path(out_dir), kRelease);
-  result.num_bytes = writer.num_bytes();
-
-  log_info("prepare-spmd: ", result.num_tensors, " tensors in ", result.num_chunks, " pieces, ",
-           result.num_bytes, " bytes, in ", join_path(out_dir, kRelease));
-  log_info("prepare-spmd: ", result.num_kept_fp32,
+  Conversion conversion(ctx, source, out_dir, options, make_spmd_plan(source, options.plan));
+  const PrepareSpmdResult result = conversion.run();
+  if (options.place.rank > 0) return result;
+  log_info(kCommand, ": ", result.num_tensors, " tensors in ", result.num_chunks, " pieces, ",
+           result.num_files, result.num_files == 1 ? " file, " : " files, ", result.num_bytes,
+           " bytes, in ", join_path(out_dir, kRelease));
+  log_info(kCommand, ": ", result.num_kept_fp32,
            " tensors kept in F32 (attn_sink, ape, hc_*, gate.bias), all others are BF16; ",
            result.num_rounded,
-           " F32 or F16 tensors of the source were rounded for that; "
-           "vocabulary of ",
+           " F32 or F16 tensors of the source were rounded for that; vocabulary of ",
            source.config().vocab_size, " not padded");
   return result;
+}
+
+std::string describe_spmd_plan(const SpmdPlan& plan, const ParallelLayout& layout) {
+  std::string text =
+      str_cat(layout.to_string(), ": ", layout.num_ranks(),
+              layout.num_ranks() == 1 ? " rank, " : " ranks, ", plan.metadata.tensors.size(),
+              " tensors in ", plan.num_chunks(), " pieces, ", plan.files.size(), " files, ",
+              plan.num_bytes, " bytes; reads ", plan.num_source_bytes, " bytes\n");
+  std::vector<int64_t> files(plan.rank_bytes.size(), 0);
+  for (const int64_t rank : plan.file_rank) ++files[static_cast<size_t>(rank)];
+  text += "  rank  stage  files            bytes\n";
+  for (size_t rank = 0; rank < plan.rank_bytes.size(); ++rank) {
+    char line[96];
+    std::snprintf(line, sizeof line, "%6zu %6lld %6lld %16lld\n", rank,
+                  static_cast<long long>(static_cast<int64_t>(rank) / layout.ranks_per_stage()),
+                  static_cast<long long>(files[rank]),
+                  static_cast<long long>(plan.rank_bytes[rank]));
+    text += line;
+  }
+  return text;
 }
 
 }  // namespace fathom

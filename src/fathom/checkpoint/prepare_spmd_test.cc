@@ -53,8 +53,8 @@ float rounded_to_bf16(float value) {
 TEST_P(PrepareSpmdTest, EveryTensorArrivesWithTheBitsOfTheSource) {
   const ModelTensors source(golden(GetParam()));
   // Small limits, so that tensors are cut and come in pieces as those of a large model do.
-  const PrepareSpmdResult result =
-      prepare_spmd(ctx_, source, dir_.string(), {.piece_bytes = 5000, .split_from_bytes = 8192});
+  const PrepareSpmdResult result = prepare_spmd(
+      ctx_, source, dir_.string(), {.plan = {.piece_bytes = 5000, .split_from_bytes = 8192}});
   EXPECT_FALSE(result.was_there);
   EXPECT_GT(result.num_chunks, result.num_tensors + 7);
   EXPECT_EQ(read_file(tracker_path(dir_.string())), "release");

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "fathom/base/error.h"
+#include "fathom/base/hash.h"
 #include "fathom/base/json.h"
 
 namespace fathom {
@@ -303,6 +304,12 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : map_(path) {
   for (size_t i = 0; i < header_.tensors.size(); ++i) {
     by_name_.emplace(header_.tensors[i].name, i);
   }
+}
+
+std::string SafetensorsFile::header_hash() const {
+  int64_t length = 0;
+  for (int i = 7; i >= 0; --i) length = length << 8 | map_.data()[i];
+  return sha256_hex({reinterpret_cast<const char*>(map_.data()), static_cast<size_t>(8 + length)});
 }
 
 const TensorEntry* SafetensorsFile::find(std::string_view name) const {

@@ -55,6 +55,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
   const std::vector<std::string>& warnings() const { return header_.warnings; }
   const TensorEntry* find(std::string_view name) const;  // null when there is none
+  int64_t num_bytes() const { return map_.size(); }      // of the file
+  std::string header_hash() const;                       // SHA-256 of length and header
   /// The entry's bytes; not aligned to more than one byte.
   const uint8_t* data(const TensorEntry& entry) const { return map_.data() + entry.begin; }
   /// A copy of a tensor. Errors: UserError for an unknown name or a type that cannot be read.

@@ -27,30 +27,43 @@ std::vector<TensorSpec> sorted(std::vector<TensorSpec> specs) {
 
 }  // namespace
 
-SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<TensorSpec> specs,
-                                     std::map<std::string, std::string> metadata)
-    : specs_(sorted(std::move(specs))), file_(path) {
+SafetensorsLayout lay_out_safetensors(std::vector<TensorSpec> specs,
+                                      const std::map<std::string, std::string>& metadata) {
+  SafetensorsLayout layout;
+  layout.order = sorted(std::move(specs));
   std::set<std::string_view> names;
-  for (const TensorSpec& spec : specs_) {
-    FATHOM_ASSERT(names.insert(spec.name).second, path, ": ", spec.name, " is written twice");
+  for (const TensorSpec& spec : layout.order) {
+    FATHOM_ASSERT(names.insert(spec.name).second, spec.name, " is written twice");
   }
   // Built as text: looking names up in a JSON object that keeps its order takes quadratic time.
   std::string text = "{";
   if (!metadata.empty()) text += "\"__metadata__\":" + Json(metadata).dump();
   int64_t position = 0;
-  for (size_t i = 0; i < specs_.size(); ++i) {
-    const TensorSpec& spec = specs_[i];
+  for (const TensorSpec& spec : layout.order) {
     const int64_t end = position + spec.num_bytes();
     text += str_cat(text.size() > 1 ? "," : "", Json(spec.name).dump(), ":{\"dtype\":\"",
                     dtype_name(spec.dtype), "\",\"shape\":", Json(spec.shape).dump(),
                     ",\"data_offsets\":[", position, ",", end, "]}");
+    layout.offsets.push_back(position);
     position = end;
   }
   text += "}";
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts on a multiple of 8
   const uint64_t size = text.size();
-  file_.write(&size, sizeof(size));
-  file_.write(text.data(), static_cast<int64_t>(text.size()));
+  layout.start.assign(reinterpret_cast<const char*>(&size), sizeof size);
+  layout.start += text;
+  const auto start = static_cast<int64_t>(layout.start.size());
+  for (int64_t& offset : layout.offsets) offset += start;
+  layout.num_bytes = start + position;
+  return layout;
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<TensorSpec> specs,
+                                     std::map<std::string, std::string> metadata)
+    : file_(path) {
+  SafetensorsLayout layout = lay_out_safetensors(std::move(specs), metadata);
+  specs_ = std::move(layout.order);
+  file_.write(layout.start.data(), static_cast<int64_t>(layout.start.size()));
   skip_complete();
 }
 
@@ -92,25 +105,11 @@ void write_safetensors(const std::string& path,
   writer.finish();
 }
 
-std::vector<ShardPlan> plan_shards(const std::vector<TensorSpec>& specs, int64_t max_shard_bytes) {
-  std::vector<ShardPlan> shards(1);
-  int64_t shard_bytes = 0;
-  for (const TensorSpec& spec : specs) {
-    if (!shards.back().specs.empty() && shard_bytes + spec.num_bytes() > max_shard_bytes) {
-      shards.emplace_back();
-      shard_bytes = 0;
-    }
-    shards.back().specs.push_back(spec);
-    shard_bytes += spec.num_bytes();
-  }
-  for (size_t i = 0; i < shards.size(); ++i) {
-    char name[64] = "model.safetensors";
-    if (shards.size() > 1) {
-      std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
-    }
-    shards[i].file_name = name;
-  }
-  return shards;
+std::string shard_file_name(size_t index, size_t num_shards) {
+  if (num_shards == 1) return "model.safetensors";
+  char name[64];
+  std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", index + 1, num_shards);
+  return name;
 }
 
 void write_safetensors_index(const std::string& directory,

@@ -20,10 +20,23 @@ struct TensorSpec {
   int64_t num_bytes() const;
 };
 
+/// Where everything lies in a file with these tensors.
+struct SafetensorsLayout {
+  std::vector<TensorSpec> order;  // as the format wants it: dtype by falling alignment, then name
+  std::vector<int64_t> offsets;   // of each tensor's bytes in the file
+  std::string start;              // the file's bytes before the first tensor
+  int64_t num_bytes = 0;          // of the file
+};
+
+/// Errors: InternalError for a repeated name.
+SafetensorsLayout lay_out_safetensors(std::vector<TensorSpec> specs,
+                                      const std::map<std::string, std::string>& metadata = {
+                                          {"format", "pt"}});
+
 /// Streams one file: the header is written from the specs, then the tensors in order().
 class SafetensorsWriter {
  public:
-  /// Sorts the specs as the format wants it: dtype by falling alignment, then name bytewise.
+  /// Sorts the specs as lay_out_safetensors does.
   /// Errors: UserError when the file cannot be made; InternalError for a repeated name.
   SafetensorsWriter(const std::string& path, std::vector<TensorSpec> specs,
                     std::map<std::string, std::string> metadata = {{"format", "pt"}});
@@ -48,13 +61,8 @@ void write_safetensors(const std::string& path,
                        const std::vector<std::pair<std::string, Tensor>>& tensors,
                        std::map<std::string, std::string> metadata = {{"format", "pt"}});
 
-struct ShardPlan {
-  std::string file_name;  // "model.safetensors", or "model-00001-of-00003.safetensors"
-  std::vector<TensorSpec> specs;
-};
-
-/// Fills shards greedily in the given order. A tensor larger than the limit gets its own shard.
-std::vector<ShardPlan> plan_shards(const std::vector<TensorSpec>& specs, int64_t max_shard_bytes);
+/// "model.safetensors" of one file, else "model-00001-of-00003.safetensors" for index 0 of three.
+std::string shard_file_name(size_t index, size_t num_shards);
 
 /// directory/model.safetensors.index.json, atomically. Write it after the last shard.
 void write_safetensors_index(const std::string& directory,

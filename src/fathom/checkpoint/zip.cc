@@ -125,6 +125,13 @@ void TorchArchiveWriter::write(const void* data, int64_t num_bytes) {
   left_ -= num_bytes;
 }
 
+void TorchArchiveWriter::skip(int64_t num_bytes, uint32_t crc) {
+  FATHOM_ASSERT(num_bytes == left_, "record ", entries_.back().name, ": skipped in part");
+  entries_.back().crc = crc;
+  position_ += num_bytes;
+  left_ = 0;
+}
+
 void TorchArchiveWriter::end() {
   FATHOM_ASSERT(left_ == 0, "a record's bytes are missing: ", left_);
   left_ = -1;

@@ -31,6 +31,9 @@ class TorchArchiveWriter {
   /// A record in pieces: exactly `num_bytes` bytes have to come between begin and end.
   void begin(std::string_view name, int64_t num_bytes, int64_t alignment = kAlignment);
   void write(const void* data, int64_t num_bytes);
+  /// The open record's bytes go elsewhere: counts them, and passes nothing to the sink.
+  /// @param crc of those bytes.
+  void skip(int64_t num_bytes, uint32_t crc);
   void end();
 
   /// Adds the serialization id, the central directory and the end records.

@@ -65,7 +65,28 @@ __attribute__((target("pclmul,sse4.1"))) uint32_t by_folding(uint32_t state, con
   return static_cast<uint32_t>(_mm_extract_epi32(_mm_xor_si128(x1, q), 1));
 }
 
+// Product of two polynomials modulo the CRC's, bits reversed: bit 31 is x^0.
+uint32_t multiply(uint32_t a, uint32_t b) {
+  uint32_t product = 0;
+  for (int bit = 31; bit >= 0; --bit) {
+    if ((a >> bit & 1u) != 0) product ^= b;
+    b = (b >> 1) ^ ((b & 1u) != 0 ? 0xEDB88320u : 0u);
+  }
+  return product;
+}
+
 }  // namespace
+
+uint32_t crc32_combine(uint32_t first, uint32_t second, int64_t second_bytes) {
+  // Zeros behind the first piece multiply it by x^(8 n); square and multiply over the bits of n.
+  uint32_t power = 0x00800000u;  // x^8
+  uint32_t factor = 0x80000000u;
+  for (int64_t n = second_bytes; n > 0; n >>= 1) {
+    if ((n & 1) != 0) factor = multiply(factor, power);
+    power = multiply(power, power);
+  }
+  return multiply(factor, first) ^ second;
+}
 
 uint32_t crc32(uint32_t crc, const void* data, int64_t num_bytes) {
   const uint8_t* p = static_cast<const uint8_t*>(data);

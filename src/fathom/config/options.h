@@ -29,11 +29,14 @@ enum class KlLossType { kK1, kK2, kK3, kLowVarKl };
 enum class LrDecay { kConstant, kLinear, kCosine };
 enum class QkvFormat { kThd, kBshd };
 enum class ExportDtype { kBf16, kFp8 };
+enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
+enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
 
-/// What the program runs on. Changes no bits of any result.
+/// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
+  DeviceKind device = DeviceKind::kCpu;
   std::optional<int64_t> threads;              // unset: one per core this process may use
   CpuKernels cpu_kernels = CpuKernels::kAuto;  // kAuto: the widest the CPU has
   std::optional<Precision> precision;          // unset: by device and checkpoint; see derived.h
@@ -86,7 +89,7 @@ struct HubOptions {
   int64_t max_workers = 8;
 };
 
-/// How the model is split over ranks. On the CPU every size is 1.
+/// How the model is split over ranks. On the CPU every size is 1, but for what prepare-spmd writes.
 struct ParallelOptions {
   int64_t tensor_model_parallel_size = 1;
   int64_t pipeline_model_parallel_size = 1;
@@ -96,6 +99,7 @@ struct ParallelOptions {
   bool sequence_parallel = false;
   std::optional<int64_t> decoder_first_pipeline_num_layers;
   std::optional<int64_t> decoder_last_pipeline_num_layers;
+  int64_t make_vocab_size_divisible_by = 128;  // prepare-spmd
 };
 
 /// Prompt files and how a row becomes tokens. Also the examples of `sft`.
@@ -248,10 +252,13 @@ struct ToolOptions {
   bool json = false;
 };
 
-/// prepare-single and export-hf.
+/// prepare-single, prepare-spmd and export-hf.
 struct ConvertOptions {
   std::optional<std::string> input_fp8_hf_path, output_bf16_hf_path;
+  bool plan_only = false;
   ExportDtype dtype = ExportDtype::kBf16;
+  ScaleDtype scale_dtype = ScaleDtype::kE8m0;
+  std::optional<std::string> source;  // the original checkpoint
   TensorNames names = TensorNames::kOfficial;
 };
 

@@ -46,7 +46,8 @@ void check_launch(const ParsedCommand& p, Complaints& out) {
                            " leaves no node for training; it must be below --num-nodes, which is ",
                            o.num_nodes)});
   // Stages that compute run as local ranks; getting and copying files does not.
-  const bool computes = p.command != Command::kPrepareDownload && p.command != Command::kPrepareCp;
+  const bool computes = p.command != Command::kPrepareDownload &&
+                        p.command != Command::kPrepareSpmd && p.command != Command::kPrepareCp;
   if (computes && p.is_given("num-gpus-per-node") && o.num_gpus_per_node != o.num_procs)
     out.push_back({{"num-gpus-per-node", "num-procs"},
                    str_cat("--num-gpus-per-node ", o.num_gpus_per_node,

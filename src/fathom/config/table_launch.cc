@@ -21,6 +21,11 @@ void describe_runtime(OptionTable& table, Options& options) {
                                {"avx512", CpuKernels::kAvx512}},
                               "instruction set of the kernels. Results do not depend on it")
       .not_hashed();
+  table
+      .add_choice<DeviceKind>("device", &o.device,
+                              {{"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}},
+                              "where the model computes. Results do not depend on it")
+      .not_hashed();
   table.add_choice<Precision>(
       "precision", &o.precision,
       {{"fp32", Precision::kFp32},
@@ -133,7 +138,8 @@ void describe_machines(OptionTable& table, Options& options) {
   table.group("Machines", kPipeline);
   table.add("num-nodes", &o.num_nodes, "nodes in all; SLURM_JOB_NUM_NODES when that is set")
       .at_least(1)
-      .built_only({"1"}, kOneNode);
+      .built_only({"1"}, kOneNode)
+      .all_values_for(set_of(Command::kPrepareSpmd, Command::kPrepareCp));
   table
       .add("num-gpus-per-node", &o.num_gpus_per_node,
            "local ranks on GPUs; on a CPU --num-procs counts")
@@ -151,7 +157,7 @@ void describe_machines(OptionTable& table, Options& options) {
       .built_only({"1"},
                   "Several local ranks are not built yet in this subcommand; --threads uses all "
                   "cores of one.")
-      .all_values_for(on_ranks);
+      .all_values_for(on_ranks | set_of(Command::kPrepareSpmd));
   table
       .add("distributed-timeout-minutes", &o.distributed_timeout_minutes,
            "minutes that a rank waits for another in one message or collective")

@@ -64,10 +64,26 @@ void describe_conversions(OptionTable& table, Options& options) {
       .path()
       .for_commands(set_of(Command::kPrepareSingle));
 
+  table
+      .add("plan-only", &o.plan_only,
+           "print what each rank of the layout gets and end; without a layout, for the recipe's "
+           "three")
+      .for_commands(set_of(Command::kPrepareSpmd))
+      .not_hashed();
+
   table.group("Export", set_of(Command::kExportHf));
   table.add_choice<ExportDtype>("dtype", &o.dtype,
                                 {{"bf16", ExportDtype::kBf16}, {"fp8", ExportDtype::kFp8}},
-                                "fp8: blocks of 128 by 128 with E8M0 scales");
+                                "fp8: blocks of 128 by 128, see --scale-dtype");
+  table.add_choice<ScaleDtype>("scale-dtype", &o.scale_dtype,
+                               {{"e8m0", ScaleDtype::kE8m0}, {"f32", ScaleDtype::kF32}},
+                               "of FP8 blocks: powers of two in one byte, or F32");
+  table
+      .add("source", &o.source,
+           "the checkpoint that the weights come from: what has kept its values is copied from "
+           "there "
+           "byte for byte, FP4 and FP8 included")
+      .path();
   table
       .add_choice<TensorNames>("names", &o.names,
                                {{"official", TensorNames::kOfficial},

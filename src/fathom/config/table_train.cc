@@ -132,27 +132,47 @@ void describe_layout(OptionTable& table, Options& options) {
   const std::string one_rank =
       "Splitting the model over ranks is not built yet; this build computes in one process.";
   table.group("Layout", kPipeline);
-  const auto size = [&](const std::string& name, int64_t* field, const std::string& help) {
-    table.add(name, field, help).at_least(1).built_only({"1"}, one_rank);
+  // A conversion writes for any layout; nothing computes in it.
+  const CommandSet converts = set_of(Command::kPrepareSpmd);
+  const auto size = [&](const std::string& name, int64_t* field, const std::string& help,
+                        CommandSet all_values_for) {
+    table.add(name, field, help)
+        .at_least(1)
+        .built_only({"1"}, one_rank)
+        .all_values_for(all_values_for);
   };
-  size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product");
+  size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product",
+       converts);
   size("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
-       "ranks that share the layers");
-  size("context-parallel-size", &o.context_parallel_size, "ranks that share a sequence");
-  size("expert-model-parallel-size", &o.expert_model_parallel_size, "ranks that share the experts");
-  size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert");
+       "ranks that share the layers", converts);
+  size("context-parallel-size", &o.context_parallel_size, "ranks that share a sequence",
+       /*all_values_for=*/0);
+  size("expert-model-parallel-size", &o.expert_model_parallel_size, "ranks that share the experts",
+       converts);
+  size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert",
+       converts);
   table.add("sequence-parallel", &o.sequence_parallel, "split norms over the tensor parallel ranks")
       .built_only({"false"}, one_rank);
   table
       .add("decoder-first-pipeline-num-layers", &o.decoder_first_pipeline_num_layers,
            "layers of the first pipeline stage")
       .at_least(1)
-      .built_only({}, one_rank);
+      .built_only({}, one_rank)
+      .all_values_for(converts);
   table
       .add("decoder-last-pipeline-num-layers", &o.decoder_last_pipeline_num_layers,
            "layers of the last pipeline stage")
       .at_least(1)
-      .built_only({}, one_rank);
+      .built_only({}, one_rank)
+      .all_values_for(converts);
+  table
+      .add(
+          "make-vocab-size-divisible-by", &o.make_vocab_size_divisible_by,
+          "ranks share a vocabulary that is padded to a multiple of this times the tensor parallel "
+          "size; the padding is not stored")
+      .at_least(1)
+      .for_commands(converts)
+      .not_hashed();
 }
 
 void describe_checkpoint(OptionTable& table, Options& options) {

@@ -1,5 +1,6 @@
 // What the kernel tests share: seeded inputs, every way to run a kernel on this machine,
-// comparisons.
+// comparisons. Each test is built a second time for a CUDA device (gpu_test_main.cc), where every
+// context of for_each_context is on the device and the memory of the test is visible to it.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -13,7 +14,25 @@
 
 #include "fathom/base/exec_context.h"
 
+#ifndef FATHOM_TEST_CUDA
+#define FATHOM_TEST_CUDA 0
+#endif
+
 namespace fathom {
+
+/// Rows of a panel of a weight (linear/panel.h): row-major on a device.
+inline constexpr int64_t kWeightPanelRows = FATHOM_TEST_CUDA ? 1 : 16;
+
+#if FATHOM_TEST_CUDA
+Device* test_device();  // opened by main()
+#else
+inline Device* test_device() { return nullptr; }
+#endif
+
+/// The plainest context that tests compare others with.
+inline ExecContext base_context(ThreadPool* pool) {
+  return {pool, CpuIsa::kAvx2, test_device()};
+}
 
 inline std::vector<float> random_floats(int64_t n, float low, float high, uint32_t seed) {
   std::mt19937 generator(seed);
@@ -28,9 +47,15 @@ inline std::vector<double> to_double(const std::vector<float>& values) {
   return std::vector<double>(values.begin(), values.end());
 }
 
-/// Calls body(ctx, name) for 1 and 3 threads on every instruction set that this CPU has.
+/// Calls body(ctx, name) for 1 and 3 threads on every instruction set that this CPU has, or once
+/// for the device.
 template <typename Body>
 void for_each_context(Body&& body) {
+  if (test_device() != nullptr) {
+    ThreadPool pool(1);
+    body(base_context(&pool), std::string("cuda"));
+    return;
+  }
   std::vector<CpuIsa> isas = {CpuIsa::kAvx2};
   if (detect_cpu_isa() == CpuIsa::kAvx512) isas.push_back(CpuIsa::kAvx512);
   for (const CpuIsa isa : isas) {

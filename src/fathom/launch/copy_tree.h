@@ -13,13 +13,16 @@ inline constexpr char kTracker[] = "latest_checkpointed_iteration.txt";
 
 struct CopyResult {
   int64_t num_copied = 0, num_bytes = 0;  // files that were missing or different
-  int64_t num_kept = 0;                   // files that were there, byte for byte
+  int64_t num_kept = 0;                   // files that were there
 };
 
-/// Makes every file below `from` exist below `to` with the same bytes; each copy is read back and
-/// compared. Files that are equal already are left alone, others in `to` stay. Sentinels are
-/// removed before the first change and copied last, so an interrupted copy is not taken for whole.
-/// Errors: UserError that names the file: unreadable, no space, or read back different.
+/// Makes every file below `from` exist below `to` with the same bytes. A copy is written and
+/// flushed, read back from the disk and compared by its SHA-256, and only then given the time of
+/// its source; so a file of the same size and time is one that was verified, and is left alone
+/// unread. One of the same size and another time is compared byte by byte. Others in `to` stay.
+/// Sentinels are removed before the first change and copied last, so an interrupted copy is not
+/// taken for whole; run again it goes on with the files that are missing. Errors: UserError that
+/// names the file: unreadable, too little space (before the first byte), or read back different.
 CopyResult copy_tree(const std::string& from, const std::string& to);
 
 /// The same for one file.

@@ -216,6 +216,26 @@ TEST_F(LaunchTest, CopiesKeepWhatIsEqualAndMendWhatIsNot) {
   EXPECT_THROW(copy_tree(root_ + "/none", to), UserError);
 }
 
+TEST_F(LaunchTest, AVerifiedCopyHasTheTimeOfItsSourceAndIsNotReadAgain) {
+  const std::string from = root_ + "/from", to = root_ + "/to";
+  write(from + "/a", std::string(20 << 20, 'x'));
+  EXPECT_EQ(copy_tree(from, to).num_bytes, 20 << 20);
+  EXPECT_EQ(std::filesystem::last_write_time(to + "/a"),
+            std::filesystem::last_write_time(from + "/a"));
+  // Another time: the bytes decide, and a wrong one is mended.
+  std::string bytes = read_file(to + "/a");
+  bytes[12 << 20] = 'y';
+  write(to + "/a", bytes);
+  EXPECT_EQ(copy_tree(from, to).num_copied, 1);
+  EXPECT_EQ(read_file(to + "/a"), read_file(from + "/a"));
+  EXPECT_EQ(copy_tree(from, to).num_kept, 1);
+  // Trained further: same size, later time.
+  write(from + "/a", std::string(20 << 20, 'z'));
+  EXPECT_FALSE(is_copied(from, to));
+  EXPECT_EQ(copy_tree(from, to).num_copied, 1);
+  EXPECT_EQ(read_file(to + "/a"), read_file(from + "/a"));
+}
+
 TEST_F(LaunchTest, AnInterruptedCopyHasNoSentinel) {
   const std::string from = root_ + "/from", to = root_ + "/to";
   write(from + "/a", "new");

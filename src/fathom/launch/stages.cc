@@ -90,8 +90,13 @@ Launcher::Launcher(const config::ParsedCommand& command, StageFunctions function
 void Launcher::run() {
   if (command_.command == Command::kTrain) return train();
   {
-    make_directories(options_.launch.model_dir);
-    const auto lock = wait_for_lock(join_path(options_.launch.model_dir, ".fathom_prepare.lock"));
+    const bool is_shared =
+        command_.command == Command::kPrepareSpmd && functions_.is_one_of_several;
+    std::unique_ptr<FileLock> lock;
+    if (!is_shared) {
+      make_directories(options_.launch.model_dir);
+      lock = wait_for_lock(join_path(options_.launch.model_dir, ".fathom_prepare.lock"));
+    }
     switch (command_.command) {
       case Command::kPrepareDownload:
         return prepare_download();

@@ -43,6 +43,9 @@ struct StageFunctions {
   /// Checkpoint directory -> torch_dist directory, its tracker ("release") written last. Leaves a
   /// complete one alone.
   std::function<void(const std::string& from, const std::string& to)> convert_to_torch_dist;
+  /// This process is one of several that share the conversion by themselves: stages do not wait for
+  /// one another then.
+  bool is_one_of_several = false;
   HubFunctions hub;
   /// The loop. @param options with hf_checkpoint and ref_load filled in.
   std::function<void(const config::Options& options)> train;

@@ -4,13 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/compressor/compressor.h"
 #include "fathom/kernels/indexer/indexer.h"
 #include "fathom/kernels/linear/linear.h"
 #include "fathom/kernels/quant/entry_codec.h"
+#include "fathom/kernels/quant/window_ring.h"
+#include "fathom/kernels/rope/rope.h"
+#include "fathom/kernels/rows/rows.h"
 #include "fathom/kernels/sparse_attention/sparse_attention.h"
 #include "fathom/model/projection.h"
 #include "fathom/model/sequence_state.h"
@@ -36,55 +42,77 @@ float attention_scale(const ModelConfig& c) {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.head_dim)));
 }
 
+/// Pools the batch's tokens into `pooled`, segment by segment from its state. A forward that passes
+/// a checkpoint stops there to copy the state: wave i holds every segment's i-th stretch.
+void pool(const ExecContext& ctx, const CompressorWeights& w, const Batch& batch,
+          const BatchPlan& plan, const RatioPlan& ratio, int64_t layer, bool for_indexer,
+          const CompressorActivations& a) {
+  struct Copy {
+    std::span<float> to;
+    const float* from;
+  };
+  struct Wave {
+    std::vector<CompressorRun> runs;
+    std::vector<Copy> copies;  // after the runs
+  };
+  std::vector<Wave> waves(1);
+  const auto state_of = [&](const LayerState& l) {
+    return for_indexer ? l.indexer_compressor : l.compressor;
+  };
+  for (int64_t s = 0; s < plan.S; ++s) {
+    const Segment& segment = batch.segments[static_cast<size_t>(s)];
+    float* state =
+        segment.state == nullptr ? nullptr : state_of(segment.state->layer(layer)).data();
+    const int64_t first_entry = segment.start_pos / w.ratio;
+    int64_t position = segment.start_pos;
+    size_t wave = 0;
+    const auto run_to = [&](int64_t end) {
+      if (wave == waves.size()) waves.emplace_back();
+      waves[wave].runs.push_back(
+          {.first_row = plan.row_begin[static_cast<size_t>(s)] + position - segment.start_pos,
+           .first_entry = ratio.entry_begin[s] + position / w.ratio - first_entry,
+           .start_pos = position,
+           .num_tokens = end - position,
+           .state = state});
+      position = end;
+    };
+    for (const Checkpoint& checkpoint : segment.checkpoints) {
+      run_to(checkpoint.num_tokens);
+      waves[wave++].copies.push_back(
+          {state_of(checkpoint.block->layer(segment.state->layout(), layer)), state});
+    }
+    run_to(segment.start_pos + segment.num_tokens);
+  }
+  for (const Wave& wave : waves) {
+    compressor_fwd_runs(ctx,
+                        {.v = a.values.f32(),
+                         .g = a.gates.f32(),
+                         .ape = w.ape.data(),
+                         .start_pos = 0,
+                         .num_tokens = 0,
+                         .ratio = w.ratio,
+                         .coff = w.coff,
+                         .c = w.width,
+                         .state = nullptr,
+                         .entries = a.pooled.f32()},
+                        wave.runs);
+    for (const Copy& copy : wave.copies) {
+      copy_memory(ctx.device, copy.to.data(), copy.from, copy.to.size_bytes());
+    }
+  }
+}
+
 /// Pools the batch's tokens into new entries, normed and rotated, and appends them to the states.
 CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
                                const Rounding& rounding, const CompressorWeights& w,
                                const Batch& batch, const BatchPlan& plan, const Tensor& x,
                                int64_t layer, bool for_indexer) {
   const RatioPlan& ratio = plan.ratio_plan(w.ratio);
-  const int64_t row = w.coff * w.width;
   CompressorActivations a;
   a.values = project(ctx, w.wkv, x);
   a.gates = project(ctx, w.wgate, x);
-  a.pooled = Tensor::empty({ratio.num_entries(), w.width});
-  std::vector<float> fresh_state(static_cast<size_t>(compressor_state_size(w.coff, w.width)));
-  const auto state_of = [&](const LayerState& l) {
-    return for_indexer ? l.indexer_compressor : l.compressor;
-  };
-  for (int64_t s = 0; s < plan.S; ++s) {
-    const Segment& segment = batch.segments[static_cast<size_t>(s)];
-    float* state = fresh_state.data();
-    if (segment.state != nullptr) {
-      state = state_of(segment.state->layer(layer)).data();
-    } else {
-      compressor_state_clear(state, w.coff, w.width);
-    }
-    const int64_t first_entry = segment.start_pos / w.ratio;
-    int64_t position = segment.start_pos;
-    const auto run_to = [&](int64_t end) {
-      const int64_t begin = plan.row_begin[static_cast<size_t>(s)] + position - segment.start_pos;
-      const int64_t entry =
-          ratio.entry_begin[static_cast<size_t>(s)] + position / w.ratio - first_entry;
-      compressor_fwd(ctx, {.v = a.values.f32() + begin * row,
-                           .g = a.gates.f32() + begin * row,
-                           .ape = w.ape.data(),
-                           .start_pos = position,
-                           .num_tokens = end - position,
-                           .ratio = w.ratio,
-                           .coff = w.coff,
-                           .c = w.width,
-                           .state = state,
-                           .entries = a.pooled.f32() + entry * w.width});
-      position = end;
-    };
-    for (const Checkpoint& checkpoint : segment.checkpoints) {
-      run_to(checkpoint.num_tokens);
-      const std::span<float> kept =
-          state_of(checkpoint.block->layer(segment.state->layout(), layer));
-      std::memcpy(kept.data(), state, kept.size_bytes());
-    }
-    run_to(segment.start_pos + segment.num_tokens);
-  }
+  a.pooled = Tensor::empty(ctx, {ratio.num_entries(), w.width});
+  pool(ctx, w, batch, plan, ratio, layer, for_indexer, a);
   rounding.activation(ctx, a.pooled);
   a.entries = rounding.activation(ctx, normed(ctx, a.pooled, &w.norm, c.rms_norm_eps));
   rotate(ctx, ratio.entry_rope, a.entries.f32(), ratio.num_entries(), 1, w.width,
@@ -95,139 +123,151 @@ CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
   } else {
     rounding.latent(ctx, a.entries, c.qk_rope_head_dim);
   }
+  std::vector<EntryRun> runs;
+  const EntryFormat* format = nullptr;
   for (int64_t s = 0; s < plan.S; ++s) {
     SequenceState* state = batch.segments[static_cast<size_t>(s)].state;
     if (state == nullptr) continue;
-    const int64_t begin = ratio.entry_begin[static_cast<size_t>(s)];
-    const int64_t end = ratio.entry_begin[static_cast<size_t>(s) + 1];
-    const float* entries = a.entries.f32() + begin * w.width;
-    if (for_indexer) {
-      state->append_indexer_keys(layer, entries, end - begin);
-    } else {
-      state->append_entries(layer, entries, end - begin);
-    }
+    const int64_t begin = ratio.entry_begin[s], count = ratio.entry_begin[s + 1] - begin;
+    format = for_indexer ? &state->append_indexer_keys(layer, begin, count, &runs)
+                         : &state->append_entries(layer, begin, count, &runs);
   }
+  if (!runs.empty()) encode_entry_runs(ctx, *format, a.entries.f32(), runs);
   return a;
 }
 
 /// Where each segment's entries live: its state's history, or the rows that this batch made.
-/// @param singles [S] memory for the one-page tables of stateless segments; outlives the result.
-std::vector<KeyPages> entry_pages(const Batch& batch, const RatioPlan& ratio, const Tensor& entries,
-                                  int64_t width, int64_t layer, bool for_indexer,
-                                  std::vector<const void*>* singles) {
-  const size_t S = batch.segments.size();
-  singles->resize(S);
-  std::vector<KeyPages> pages(S);
-  for (size_t s = 0; s < S; ++s) {
+EntryPages entry_pages(const ExecContext& ctx, const Batch& batch, const RatioPlan& ratio,
+                       const Tensor& entries, int64_t width, int64_t layer, bool for_indexer) {
+  std::vector<const void*> tables;
+  std::vector<KeyPages> pages;
+  std::vector<size_t> table_begin;
+  for (size_t s = 0; s < batch.segments.size(); ++s) {
     const SequenceState* state = batch.segments[s].state;
+    table_begin.push_back(tables.size());
     if (state != nullptr) {
-      pages[s] = for_indexer ? state->indexer_key_pages(layer) : state->entry_pages(layer);
+      pages.push_back(for_indexer ? state->indexer_key_pages(layer) : state->entry_pages(layer));
+      tables.insert(tables.end(), pages.back().pages, pages.back().pages + pages.back().num_pages);
     } else {
-      (*singles)[s] = entries.f32() + ratio.entry_begin[s] * width;
-      const int64_t count = ratio.entry_begin[s + 1] - ratio.entry_begin[s];
-      pages[s] = {&(*singles)[s], count > 0 ? count : 1, f32_entries(width)};
+      const int64_t begin = ratio.entry_begin[static_cast<int64_t>(s)];
+      const int64_t count = ratio.entry_begin[static_cast<int64_t>(s) + 1] - begin;
+      tables.push_back(entries.f32() + begin * width);
+      pages.push_back({nullptr, count > 0 ? count : 1, f32_entries(width), 1});
     }
   }
-  return pages;
+  EntryPages result;
+  result.tables = {ctx, std::move(tables)};
+  for (size_t s = 0; s < pages.size(); ++s) {
+    pages[s].pages = result.tables.data() + table_begin[s];
+  }
+  result.pages = {ctx, std::move(pages)};
+  return result;
 }
 
 /// The normed, rotated KV rows behind each segment's cached window rows; keeps the last W in the
 /// ring.
 Tensor window_rows(const ExecContext& ctx, const ModelConfig& c, const Batch& batch,
                    const BatchPlan& plan, const Tensor& kv, int64_t layer) {
-  const int64_t hd = c.head_dim, W = c.sliding_window;
-  const size_t row_bytes = static_cast<size_t>(hd) * sizeof(float);
-  bool any_state = false;
-  for (const Segment& s : batch.segments) any_state |= s.state != nullptr;
-  if (!any_state) return kv;
-  Tensor rows = Tensor::empty({plan.num_window_rows, hd});
+  const int64_t W = c.sliding_window;
+  EntryFormat format = f32_entries(c.head_dim);
+  std::vector<WindowSegment> segments;
+  std::vector<WindowKeep> rings;
   for (int64_t s = 0; s < plan.S; ++s) {
     const size_t i = static_cast<size_t>(s);
     const Segment& segment = batch.segments[i];
-    float* out = rows.f32() + plan.window_row[i] * hd;
-    const float* fresh = kv.f32() + plan.row_begin[i] * hd;
-    if (segment.state != nullptr) {
-      const EntryFormat& row = segment.state->layout().window_row;
-      uint8_t* ring = segment.state->layer(layer).window.data();
-      for (int64_t j = 0; j < plan.num_cached[i]; ++j) {
-        const int64_t position = segment.start_pos - plan.num_cached[i] + j;
-        decode_entries(ctx, row, ring + position % W * row.num_bytes, 1, out + j * hd);
-      }
-      const auto keep_last = [&](uint8_t* into, int64_t num_fresh) {
-        for (int64_t j = std::max<int64_t>(0, num_fresh - W); j < num_fresh; ++j) {
-          uint8_t* at = into + (segment.start_pos + j) % W * row.num_bytes;
-          encode_entries(row, fresh + j * hd, 1, at);
-        }
-      };
-      for (const Checkpoint& checkpoint : segment.checkpoints) {
-        const LayerState kept = checkpoint.block->layer(segment.state->layout(), layer);
-        std::memcpy(kept.window.data(), ring, kept.window.size_bytes());
-        keep_last(kept.window.data(), checkpoint.num_tokens - segment.start_pos);
-      }
-      keep_last(ring, segment.num_tokens);
+    segments.push_back({.ring = nullptr,
+                        .start_pos = segment.start_pos,
+                        .num_cached = plan.num_cached[i],
+                        .num_tokens = segment.num_tokens,
+                        .first_row = plan.window_row[i],
+                        .first_fresh = plan.row_begin[i]});
+    if (segment.state == nullptr) continue;
+    const StateLayout& layout = segment.state->layout();
+    format = layout.window_row;
+    const std::span<uint8_t> ring = segment.state->layer(layer).window;
+    segments.back().ring = ring.data();
+    for (const Checkpoint& checkpoint : segment.checkpoints) {
+      const std::span<uint8_t> kept = checkpoint.block->layer(layout, layer).window;
+      copy_memory(ctx.device, kept.data(), ring.data(), kept.size_bytes());
+      rings.push_back({kept.data(), segment.start_pos, checkpoint.num_tokens - segment.start_pos,
+                       plan.row_begin[i]});
     }
-    std::memcpy(out + plan.num_cached[i] * hd, fresh,
-                static_cast<size_t>(segment.num_tokens) * row_bytes);
+    rings.push_back({ring.data(), segment.start_pos, segment.num_tokens, plan.row_begin[i]});
   }
+  if (rings.empty()) return kv;
+  Tensor rows = Tensor::empty(ctx, {plan.num_window_rows, c.head_dim});
+  window_gather(ctx, format, W, segments, kv.f32(), rows.f32());
+  window_keep(ctx, format, W, rings, kv.f32());
   return rows;
 }
 
 /// Chooses the compressed entries that each query of a ratio-4 layer sees.
 void pick_entries(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
-                  const IndexerWeights& w, const Batch& batch, const BatchPlan& plan, int64_t layer,
-                  int64_t indexer_layer, const Tensor& x, AttentionActivations* acts) {
+                  const IndexerWeights& w, const Batch& batch, const BatchPlan& plan,
+                  const LayerId& id, const Tensor& x, AttentionActivations* acts) {
   const int64_t T = plan.T, Hi = c.index_n_heads, di = c.index_head_dim, K = c.index_topk;
   const RatioPlan& ratio = plan.ratio_plan(w.compressor.ratio);
-  const CompressorActivations keys =
-      compress(ctx, c, rounding, w.compressor, batch, plan, x, layer, /*for_indexer=*/true);
+  const CompressorActivations keys = compress(ctx, c, rounding, w.compressor, batch, plan, x,
+                                              id.state_layer, /*for_indexer=*/true);
   const Tensor q = rounding.activation(ctx, project(ctx, w.wq_b, acts->q_normed));
   rotate(ctx, plan.compress_rope, q.f32(), T, Hi, di, c.qk_rope_head_dim, /*inverse=*/false);
   rounding.indexer(ctx, rounding.activation(ctx, q), di);
   Tensor weights = project(ctx, w.weights_proj, x);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(di)) /
                                          std::sqrt(static_cast<double>(Hi)));
-  for (int64_t i = 0; i < weights.numel(); ++i) weights.f32()[i] *= scale;
-  std::vector<const void*> singles;
-  const std::vector<KeyPages> pages =
-      entry_pages(batch, ratio, keys.entries, di, layer, /*for_indexer=*/true, &singles);
-  acts->picks.assign(static_cast<size_t>(T * K), -1);
-  acts->num_picks.assign(static_cast<size_t>(T), 0);
+  scale_elements(ctx, weights.numel(), scale, weights.f32());
+  const EntryPages pages =
+      entry_pages(ctx, batch, ratio, keys.entries, di, id.state_layer, /*for_indexer=*/true);
+  acts->picks = Tensor::empty(ctx, {T, K}, DType::kI32);
+  acts->num_picks = Tensor::empty(ctx, {T}, DType::kI32);
   indexer_topk(ctx, {.q = q.f32(),
                      .weights = weights.f32(),
-                     .segment_pages = pages.data(),
+                     .segment_pages = pages.pages.data(),
                      .segment_of = plan.segment_of.data(),
                      .num_visible = ratio.num_visible.data(),
                      .T = T,
                      .Hi = Hi,
                      .di = di,
                      .topk = K,
-                     .picks = acts->picks.data(),
-                     .num_picks = acts->num_picks.data()});
-  for (int64_t t = 0; t < T; ++t) {
-    ReplayRecord* record =
-        batch.segments[static_cast<size_t>(plan.segment_of[static_cast<size_t>(t)])].replay_out;
-    if (record == nullptr || record->num_indexer_layers == 0) continue;
-    std::memcpy(record->pick_row(plan.positions[static_cast<size_t>(t)], indexer_layer),
-                acts->picks.data() + t * K, static_cast<size_t>(K) * sizeof(int32_t));
-  }
+                     .max_visible = ratio.max_visible,
+                     .picks = acts->picks.i32(),
+                     .num_picks = acts->num_picks.i32()});
+  if (id.choices != nullptr) id.choices->add_picks(id.indexer_layer, acts->picks);
+}
+
+/// How many entries each query sees, and the most that any does.
+struct EntryCounts {
+  const int32_t* counts;
+  int64_t max;
+};
+
+EntryCounts entry_counts(const ModelConfig& c, const AttentionWeights& w, const BatchPlan& plan,
+                         const AttentionActivations& acts) {
+  if (!w.compressor) return {plan.no_entries.data(), 0};
+  const RatioPlan& ratio = plan.ratio_plan(w.ratio);
+  if (!w.indexer) return {ratio.num_visible.data(), ratio.max_visible};
+  return {acts.num_picks.i32(), std::min(ratio.max_visible, c.index_topk)};
 }
 
 SparseAttentionFwd attention_params(const ModelConfig& c, const AttentionWeights& w,
                                     const BatchPlan& plan, const AttentionActivations& acts) {
+  const EntryCounts entries = entry_counts(c, w, plan, acts);
   return {.q = acts.q.f32(),
           .window_kv = acts.window_kv.f32(),
           .window_begin = plan.window_begin.data(),
           .window_count = plan.window_count.data(),
-          .segment_pages = acts.pages.data(),
+          .segment_pages = acts.pages.pages.data(),
           .segment_of = plan.segment_of.data(),
-          .picks = w.indexer ? acts.picks.data() : nullptr,
+          .picks = w.indexer ? acts.picks.i32() : nullptr,
           .picks_stride = c.index_topk,
-          .num_picks = acts.num_picks.data(),
+          .num_picks = entries.counts,
           .sink = w.attn_sink.data(),
           .scale = attention_scale(c),
           .T = plan.T,
           .H = c.num_attention_heads,
           .hd = c.head_dim,
+          .max_window = plan.max_window,
+          .max_picks = entries.max,
           .o = acts.o.f32(),
           .lse = acts.lse.f32(),
           .bf16_p = w.rounding.bf16_p()};
@@ -255,8 +295,8 @@ void attention_window(const ExecContext& ctx, const ModelConfig& c, const Attent
 }
 
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
-                         const Batch& batch, const BatchPlan& plan, int64_t layer,
-                         int64_t indexer_layer, const Tensor& x, AttentionActivations* acts) {
+                         const Batch& batch, const BatchPlan& plan, const LayerId& id,
+                         const Tensor& x, AttentionActivations* acts) {
   const int64_t T = plan.T, H = c.num_attention_heads, hd = c.head_dim, G = c.o_groups;
   const RotaryTable& rope = plan.rope(w.ratio);
   AttentionActivations& a = *acts;
@@ -269,26 +309,19 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
   rotate(ctx, rope, a.q.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
   rounding.activation(ctx, a.q);
 
-  a.window_kv = window_keys(ctx, c, w, batch, plan, layer, x, &a.kv_raw);
+  a.window_kv = window_keys(ctx, c, w, batch, plan, id.state_layer, x, &a.kv_raw);
 
   if (w.compressor) {
     const RatioPlan& ratio = plan.ratio_plan(w.ratio);
-    a.compressor =
-        compress(ctx, c, rounding, *w.compressor, batch, plan, x, layer, /*for_indexer=*/false);
-    a.pages = entry_pages(batch, ratio, a.compressor.entries, hd, layer, /*for_indexer=*/false,
-                          &a.single_pages);
-    if (w.indexer) {
-      pick_entries(ctx, c, rounding, *w.indexer, batch, plan, layer, indexer_layer, x, &a);
-    } else {
-      a.num_picks = ratio.num_visible;
-    }
-  } else {
-    a.pages.assign(static_cast<size_t>(plan.S), KeyPages{});
-    a.num_picks.assign(static_cast<size_t>(T), 0);
+    a.compressor = compress(ctx, c, rounding, *w.compressor, batch, plan, x, id.state_layer,
+                            /*for_indexer=*/false);
+    a.pages = entry_pages(ctx, batch, ratio, a.compressor.entries, hd, id.state_layer,
+                          /*for_indexer=*/false);
+    if (w.indexer) pick_entries(ctx, c, rounding, *w.indexer, batch, plan, id, x, &a);
   }
 
-  a.o = Tensor::empty({T, H, hd});
-  a.lse = Tensor::empty({T, H});
+  a.o = Tensor::empty(ctx, {T, H, hd});
+  a.lse = Tensor::empty(ctx, {T, H});
   sparse_attention_fwd(ctx, attention_params(c, w, plan, a));
   rounding.activation(ctx, a.o);
 
@@ -297,7 +330,7 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
   a.o_rotated = a.o.clone();
   rotate(ctx, rope, a.o_rotated.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/true);
   rounding.activation(ctx, a.o_rotated);
-  a.z = Tensor::empty({T, G * c.o_lora_rank});
+  a.z = Tensor::empty(ctx, {T, G * c.o_lora_rank});
   for (int64_t g = 0; g < G; ++g) {
     linear_fwd(ctx, {.x = a.o_rotated.f32() + g * w.wo_a.panels.cols,
                      .x_stride = H * hd,
@@ -323,15 +356,15 @@ void compress_backward(const ExecContext& ctx, const ModelConfig& c, CompressorW
   rotate(ctx, ratio.entry_rope, dentries.f32(), ratio.num_entries(), 1, w.width, c.qk_rope_head_dim,
          /*inverse=*/true);
   const Tensor dpooled = normed_backward(ctx, acts.pooled, &w.norm, c.rms_norm_eps, dentries);
-  Tensor dvalues = Tensor::empty(acts.values.shape());
-  Tensor dgates = Tensor::empty(acts.gates.shape());
+  Tensor dvalues = Tensor::empty(ctx, acts.values.shape());
+  Tensor dgates = Tensor::empty(ctx, acts.gates.shape());
   for (int64_t s = 0; s < plan.S; ++s) {
     const size_t i = static_cast<size_t>(s);
     const int64_t begin = plan.row_begin[i];
     compressor_bwd(ctx, {.v = acts.values.f32() + begin * row,
                          .g = acts.gates.f32() + begin * row,
                          .ape = w.ape.data(),
-                         .dentries = dpooled.f32() + ratio.entry_begin[i] * w.width,
+                         .dentries = dpooled.f32() + ratio.entry_begin[s] * w.width,
                          .num_tokens = plan.row_begin[i + 1] - begin,
                          .ratio = w.ratio,
                          .coff = w.coff,
@@ -352,9 +385,9 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
   const int64_t T = plan.T, H = c.num_attention_heads, hd = c.head_dim, G = c.o_groups;
   const RotaryTable& rope = plan.rope(w.ratio);
 
-  Tensor dz = Tensor::empty(a.z.shape());
+  Tensor dz = Tensor::empty(ctx, a.z.shape());
   project_backward(ctx, w.wo_b, a.z, dout, &dz, /*accumulate=*/false);
-  Tensor d_o = Tensor::empty(a.o.shape());
+  Tensor d_o = Tensor::empty(ctx, a.o.shape());
   for (int64_t g = 0; g < G; ++g) {
     const int64_t K = w.wo_a.panels.cols, N = c.o_lora_rank;
     linear_bwd_input(ctx, {.dy = dz.f32() + g * N,
@@ -379,19 +412,19 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
   // The gradient of a rotation by -angle is a rotation by +angle.
   rotate(ctx, rope, d_o.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
 
-  Tensor dq = Tensor::empty(a.q.shape());
-  Tensor dkv = Tensor::zeros({plan.num_window_rows, hd});
-  Tensor dsink = Tensor::zeros({H});
+  Tensor dq = Tensor::empty(ctx, a.q.shape());
+  Tensor dkv = Tensor::zeros(ctx, {plan.num_window_rows, hd});
+  Tensor dsink = Tensor::zeros(ctx, {H});
   Tensor dentries;
-  std::vector<int64_t> no_entries(static_cast<size_t>(plan.S) + 1, 0);
-  if (w.compressor) dentries = Tensor::zeros(a.compressor.entries.shape());
+  if (w.compressor) dentries = Tensor::zeros(ctx, a.compressor.entries.shape());
   sparse_attention_bwd(
       ctx, {.fwd = attention_params(c, w, plan, a),
             .do_ = d_o.f32(),
             .num_window_rows = plan.num_window_rows,
-            .entry_begin =
-                w.compressor ? plan.ratio_plan(w.ratio).entry_begin.data() : no_entries.data(),
+            .entry_begin = w.compressor ? plan.ratio_plan(w.ratio).entry_begin.data()
+                                        : plan.no_entry_begin.data(),
             .num_segments = plan.S,
+            .num_entries = w.compressor ? plan.ratio_plan(w.ratio).num_entries() : 0,
             .dq = dq.f32(),
             .dwindow_kv = dkv.f32(),
             .dcompressed = w.compressor ? dentries.f32() : nullptr,
@@ -399,11 +432,11 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
 
   rotate(ctx, rope, dq.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/true);
   const Tensor dq_raw = normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq);
-  Tensor dq_normed = Tensor::empty(a.q_normed.shape());
+  Tensor dq_normed = Tensor::empty(ctx, a.q_normed.shape());
   project_backward(ctx, w.wq_b, a.q_normed, dq_raw.reshape({T, H * hd}), &dq_normed,
                    /*accumulate=*/false);
   const Tensor dq_low = normed_backward(ctx, a.q_low, &w.q_norm, c.rms_norm_eps, dq_normed);
-  Tensor dx = Tensor::empty(x.shape());
+  Tensor dx = Tensor::empty(ctx, x.shape());
   project_backward(ctx, w.wq_a, x, dq_low, &dx, /*accumulate=*/false);
 
   rotate(ctx, rope, dkv.f32(), T, 1, hd, c.qk_rope_head_dim, /*inverse=*/true);

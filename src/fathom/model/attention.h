@@ -1,13 +1,13 @@
 // One attention sublayer: low-rank Q, shared latent KV, window and compressed keys, grouped output.
 #pragma once
 
-#include <vector>
-
 #include "fathom/base/exec_context.h"
 #include "fathom/kernels/quant/entry_format.h"  // KeyPages
 #include "fathom/model/batch.h"
 #include "fathom/model/batch_plan.h"
+#include "fathom/model/choice_log.h"
 #include "fathom/model/weights.h"
+#include "fathom/numerics/kernel_array.h"
 #include "fathom/numerics/tensor.h"
 
 namespace fathom {
@@ -17,6 +17,12 @@ struct CompressorActivations {
   Tensor values, gates;  // [T, coff * width] projections, ape not added
   Tensor pooled;         // [N, width] before the norm
   Tensor entries;        // [N, width] normed and rotated
+};
+
+/// Where each segment's entries lie.
+struct EntryPages {
+  KernelArray<const void*> tables;  // of all segments, one behind another
+  KernelArray<KeyPages> pages;      // [S]
 };
 
 struct AttentionActivations {
@@ -31,19 +37,15 @@ struct AttentionActivations {
   Tensor o_rotated;  // [T, H, hd]
   Tensor z;          // [T, G * Ro]
   CompressorActivations compressor;
-  std::vector<int32_t> picks;             // [T, index_topk] of ratio-4 layers
-  std::vector<int32_t> num_picks;         // [T]
-  std::vector<const void*> single_pages;  // where stateless segments keep their entries
-  std::vector<KeyPages> pages;            // [S]
+  Tensor picks;      // [T, index_topk] int32, of ratio-4 layers
+  Tensor num_picks;  // [T] int32, of ratio-4 layers; others see all that is visible
+  EntryPages pages;
 };
 
-/// @param layer index of the layer's state (L + i for MTP module i)
-/// @param indexer_layer its number among ratio-4 layers, for replay records
 /// @param x [T, D] normed input. @return [T, D].
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& config,
                          const AttentionWeights& w, const Batch& batch, const BatchPlan& plan,
-                         int64_t layer, int64_t indexer_layer, const Tensor& x,
-                         AttentionActivations* acts);
+                         const LayerId& id, const Tensor& x, AttentionActivations* acts);
 
 /// Only keeps the batch's window rows in the states. @param x as in attention_forward.
 void attention_window(const ExecContext& ctx, const ModelConfig& config, const AttentionWeights& w,

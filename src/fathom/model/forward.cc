@@ -1,10 +1,12 @@
 #include "fathom/model/forward.h"
 
-#include <cstring>
+#include <algorithm>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/embedding/embedding.h"
 #include "fathom/kernels/log_prob/log_prob.h"
+#include "fathom/kernels/rows/rows.h"
 #include "fathom/model/batch_plan.h"
 #include "fathom/model/hyper_connection_weights.h"
 #include "fathom/model/layer.h"
@@ -24,21 +26,23 @@ std::vector<LayerId> layer_ids(const ModelConfig& config) {
   return ids;
 }
 
-Tensor gather_rows(const Tensor& streams, const std::vector<int64_t>& rows) {
-  const int64_t width = streams.dim(1) * streams.dim(2);
-  Tensor picked =
-      Tensor::empty({static_cast<int64_t>(rows.size()), streams.dim(1), streams.dim(2)});
-  for (size_t r = 0; r < rows.size(); ++r) {
-    std::memcpy(picked.f32() + static_cast<int64_t>(r) * width, streams.f32() + rows[r] * width,
-                static_cast<size_t>(width) * sizeof(float));
-  }
+/// A host array where the context computes: itself, or a copy on the device.
+Tensor place(const ExecContext& ctx, const float* values, int64_t n) {
+  const Tensor host = Tensor::view(const_cast<float*>(values), {n});
+  return ctx.device == nullptr ? host : host.copy_to(ctx.device);
+}
+
+Tensor pick_rows(const ExecContext& ctx, const Tensor& streams, const KernelArray<int64_t>& rows) {
+  Tensor picked = Tensor::empty(ctx, {rows.size(), streams.dim(1), streams.dim(2)});
+  gather_rows(ctx, streams.f32(), rows.data(), rows.size(), streams.dim(1) * streams.dim(2),
+              picked.f32());
   return picked;
 }
 
 /// hc_head of the picked rows.
 Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
                     const HyperConnectionWeights& hc, const Tensor& picked) {
-  Tensor h = Tensor::empty({picked.dim(0), c.hidden_size});
+  Tensor h = Tensor::empty(ctx, {picked.dim(0), c.hidden_size});
   hc_head_fwd(ctx, hc_shape(c, picked.dim(0)), hc_weights(hc), picked.f32(), h.f32());
   return rounding.activation(ctx, h);
 }
@@ -46,28 +50,24 @@ Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding
 Tensor collapse_with(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
                      const HyperConnectionWeights& hc, const Parameter& norm, const Tensor& streams,
                      const std::vector<int64_t>& rows) {
-  const Tensor h = head_streams(ctx, c, rounding, hc, gather_rows(streams, rows));
+  const Tensor h = head_streams(ctx, c, rounding, hc, pick_rows(ctx, streams, {ctx, rows}));
   return rounding.activation(ctx, normed(ctx, h, &norm, c.rms_norm_eps));
 }
 
 Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
                               const Rounding& rounding, HyperConnectionWeights& hc, Parameter& norm,
-                              const Tensor& streams, const std::vector<int64_t>& rows,
+                              const Tensor& streams, const std::vector<int64_t>& row_list,
                               const Tensor& dhidden) {
-  const Tensor picked = gather_rows(streams, rows);
+  const KernelArray<int64_t> rows(ctx, row_list);
+  const Tensor picked = pick_rows(ctx, streams, rows);
   const HcShape shape = hc_shape(c, picked.dim(0));
   const Tensor h = head_streams(ctx, c, rounding, hc, picked);
   const Tensor dh = normed_backward(ctx, h, &norm, c.rms_norm_eps, dhidden);
-  Tensor dpicked = Tensor::empty(picked.shape());
-  const HcGradBuffers grads(hc);
+  Tensor dpicked = Tensor::empty(ctx, picked.shape());
+  const HcGradBuffers grads(ctx, hc);
   hc_head_bwd(ctx, shape, hc_weights(hc), picked.f32(), dh.f32(), dpicked.f32(), grads.pointers());
-  Tensor dstreams = Tensor::zeros(streams.shape());
-  const int64_t width = c.hc_mult * c.hidden_size;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    float* out = dstreams.f32() + rows[r] * width;
-    const float* in = dpicked.f32() + static_cast<int64_t>(r) * width;
-    for (int64_t i = 0; i < width; ++i) out[i] += in[i];
-  }
+  Tensor dstreams = Tensor::zeros(ctx, streams.shape());
+  add_rows(ctx, dpicked.f32(), rows.data(), rows.size(), c.hc_mult * c.hidden_size, dstreams.f32());
   return dstreams;
 }
 
@@ -85,19 +85,15 @@ MtpInputs mtp_inputs(const ExecContext& ctx, const Weights& w, const Tensor& str
   const MtpWeights& m = w.mtp.front();
   const int64_t T = static_cast<int64_t>(next_ids.size()), D = c.hidden_size, M = c.hc_mult;
   MtpInputs in;
-  in.next_embedding = Tensor::empty({T, D});
-  embedding_fwd(ctx, w.embed.data(), next_ids.data(), T, D, 1, in.next_embedding.f32());
+  in.next_embedding = Tensor::empty(ctx, {T, D});
+  const KernelArray<int32_t> ids(ctx, next_ids);
+  embedding_fwd(ctx, w.embed.data(), ids.data(), T, D, 1, in.next_embedding.f32());
   const Rounding& rounding = w.rounding;
   in.e_normed = rounding.activation(ctx, normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps));
   in.h_normed = rounding.activation(ctx, normed(ctx, streams, &m.hnorm, c.rms_norm_eps));
   const Tensor e = rounding.activation(ctx, project(ctx, m.e_proj, in.e_normed));
   in.streams = rounding.activation(ctx, project(ctx, m.h_proj, in.h_normed)).reshape({T, M, D});
-  for (int64_t t = 0; t < T; ++t) {
-    for (int64_t j = 0; j < M; ++j) {
-      float* out = in.streams.f32() + (t * M + j) * D;
-      for (int64_t d = 0; d < D; ++d) out[d] += e.f32()[t * D + d];
-    }
-  }
+  add_to_streams(ctx, T, M, D, e.f32(), in.streams.f32());
   rounding.activation(ctx, in.streams);
   return in;
 }
@@ -151,9 +147,10 @@ void check_batch(const ModelConfig& config, const Batch& batch) {
 Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch) {
   const ModelConfig& c = w.config;
   check_batch(c, batch);
-  Tensor streams = Tensor::empty({batch.num_tokens(), c.hc_mult, c.hidden_size});
-  embedding_fwd(ctx, w.embed.data(), batch.token_ids.data(), batch.num_tokens(), c.hidden_size,
-                c.hc_mult, streams.f32());
+  Tensor streams = Tensor::empty(ctx, {batch.num_tokens(), c.hc_mult, c.hidden_size});
+  const KernelArray<int32_t> ids(ctx, batch.token_ids);
+  embedding_fwd(ctx, w.embed.data(), ids.data(), batch.num_tokens(), c.hidden_size, c.hc_mult,
+                streams.f32());
   return streams;
 }
 
@@ -161,7 +158,11 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
                       const Tensor& streams, Tape* tape) {
   const ModelConfig& c = w.config;
   const BatchPlan plan = make_batch_plan(ctx, c, batch, /*for_mtp=*/false);
-  const std::vector<LayerId> ids = layer_ids(c);
+  std::vector<LayerId> ids = layer_ids(c);
+  ChoiceLog choices;
+  const bool records = std::any_of(batch.segments.begin(), batch.segments.end(),
+                                   [](const Segment& s) { return s.replay_out != nullptr; });
+  for (LayerId& id : ids) id.choices = records ? &choices : nullptr;
   Tensor x = streams;
   for (const Segment& segment : batch.segments) {
     FATHOM_ASSERT(segment.state == nullptr || segment.state->layout().precision == w.precision(),
@@ -171,6 +172,7 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
     if (tape != nullptr) tape->layer_inputs.push_back(x);
     x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[l], x);
   }
+  if (records) choices.write(batch, plan);
   for (const Segment& segment : batch.segments) {
     FATHOM_ASSERT(tape == nullptr || segment.state == nullptr, "a tape needs stateless segments");
     if (segment.state != nullptr) segment.state->advance(segment.num_tokens);
@@ -184,36 +186,61 @@ Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
 }
 
 Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden) {
-  return project(ctx, w.head, hidden);
+  return project(ctx, w.head, hidden).to_host();
 }
+
+namespace {
+
+/// The target ids, for kernels. Errors: UserError for one outside the vocabulary.
+KernelArray<int32_t> check_targets(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
+                                   const std::vector<int32_t>& targets) {
+  FATHOM_ASSERT(hidden.dim(0) == static_cast<int64_t>(targets.size()), hidden.dim(0), " rows, ",
+                targets.size(), " targets");
+  for (size_t r = 0; r < targets.size(); ++r) {
+    FATHOM_CHECK(targets[r] >= 0 && targets[r] < w.config.vocab_size, "log_prob: token id ",
+                 targets[r], " at row ", r, " is outside the vocabulary of ", w.config.vocab_size,
+                 " tokens");
+  }
+  return {ctx, targets};
+}
+
+}  // namespace
 
 Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
                  const std::vector<int32_t>& targets, float temperature, float* entropy) {
   const int64_t R = hidden.dim(0);
-  FATHOM_ASSERT(R == static_cast<int64_t>(targets.size()), R, " rows, ", targets.size(),
-                " targets");
-  Tensor out = Tensor::empty({R});
+  const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
+  const Tensor out = Tensor::empty(ctx, {R});
+  const Tensor entropies = entropy == nullptr ? Tensor() : Tensor::empty(ctx, {R});
   log_prob_fwd(ctx, {.hidden = hidden.f32(),
                      .w_panels = w.head.data(),
-                     .targets = targets.data(),
+                     .targets = ids.data(),
                      .R = R,
                      .D = w.config.hidden_size,
                      .V = w.config.vocab_size,
                      .temperature = temperature,
                      .log_probs = out.f32(),
                      .lse = nullptr,
-                     .entropy = entropy});
-  return out;
+                     .entropy = entropy == nullptr ? nullptr : entropies.f32()});
+  if (entropy != nullptr) {
+    download_memory(ctx.device, entropy, entropies.bytes(),
+                    static_cast<size_t>(entropies.num_bytes()));
+  }
+  return out.to_host();
 }
 
 Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
                           const std::vector<int32_t>& targets, float temperature,
                           const float* dlog_probs, const float* dentropy) {
   const int64_t R = hidden.dim(0);
-  Tensor log_prob = Tensor::empty({R}), lse = Tensor::empty({R}), entropy = Tensor::empty({R});
+  const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
+  const Tensor log_prob = Tensor::empty(ctx, {R}), lse = Tensor::empty(ctx, {R});
+  const Tensor entropy = Tensor::empty(ctx, {R});
+  const Tensor dlogp = place(ctx, dlog_probs, R);
+  const Tensor dh = dentropy == nullptr ? Tensor() : place(ctx, dentropy, R);
   const LogProbFwd fwd = {.hidden = hidden.f32(),
                           .w_panels = w.head.data(),
-                          .targets = targets.data(),
+                          .targets = ids.data(),
                           .R = R,
                           .D = w.config.hidden_size,
                           .V = w.config.vocab_size,
@@ -222,10 +249,10 @@ Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidd
                           .lse = lse.f32(),
                           .entropy = dentropy == nullptr ? nullptr : entropy.f32()};
   log_prob_fwd(ctx, fwd);
-  Tensor dhidden = Tensor::empty(hidden.shape());
+  Tensor dhidden = Tensor::empty(ctx, hidden.shape());
   log_prob_bwd(ctx, {.fwd = fwd,
-                     .dlog_probs = dlog_probs,
-                     .dentropy = dentropy,
+                     .dlog_probs = dlogp.f32(),
+                     .dentropy = dentropy == nullptr ? nullptr : dh.f32(),
                      .dhidden = dhidden.f32(),
                      .dw_panels = w.head.grad_or_null()});
   return dhidden;
@@ -256,8 +283,9 @@ Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, c
 void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
                     const Tensor& dstreams) {
   if (!w.embed.grad.defined()) return;
-  embedding_bwd(ctx, dstreams.f32(), batch.token_ids.data(), batch.num_tokens(),
-                w.config.hidden_size, w.config.hc_mult, w.embed.grad.f32());
+  const KernelArray<int32_t> ids(ctx, batch.token_ids);
+  embedding_bwd(ctx, dstreams.f32(), ids.data(), batch.num_tokens(), w.config.hidden_size,
+                w.config.hc_mult, w.embed.grad.f32());
 }
 
 Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
@@ -305,14 +333,9 @@ void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const 
   const Tensor dstreams = layer_backward(ctx, c, m.block, shifted, plan, mtp_layer_id(c),
                                          tape.layer_inputs.front(), ddraft_streams);
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
-  Tensor de = Tensor::zeros({T, D});
-  for (int64_t t = 0; t < T; ++t) {
-    for (int64_t j = 0; j < M; ++j) {
-      const float* d = dstreams.f32() + (t * M + j) * D;
-      for (int64_t i = 0; i < D; ++i) de.f32()[t * D + i] += d[i];
-    }
-  }
-  Tensor de_normed = Tensor::empty({T, D}), dh_normed = Tensor::empty({T, M, D});
+  Tensor de = Tensor::empty(ctx, {T, D});
+  sum_streams(ctx, T, M, D, dstreams.f32(), de.f32());
+  Tensor de_normed = Tensor::empty(ctx, {T, D}), dh_normed = Tensor::empty(ctx, {T, M, D});
   project_backward(ctx, m.e_proj, in.e_normed, de, &de_normed, /*accumulate=*/false);
   project_backward(ctx, m.h_proj, in.h_normed, dstreams, &dh_normed, /*accumulate=*/false);
   normed_backward(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps, de_normed);

@@ -1,5 +1,6 @@
 // The model's forward, the same for training, prefill, decode and scoring, and its backward.
 //
+// Tensors are where the context computes; where they must be on the host, it says so.
 // Shapes: T packed tokens, M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32.
 // A token's result depends only on its own sequence up to it, never on how tokens were batched or
 // cut into segments: bits are equal for any such choice, any number of threads and either
@@ -38,11 +39,11 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
                 const std::vector<int64_t>& rows);
 
-/// hidden [R, D] -> fp32 logits [R, V].
+/// hidden [R, D] -> fp32 logits [R, V], in memory of the host.
 Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden);
 
 /// log p(target) at a temperature > 0, without [R, V] in memory (kernels/log_prob).
-/// @param entropy [R] filled when not null.
+/// @param entropy [R] on the host, filled when not null. @return [R] in memory of the host.
 Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
                  const std::vector<int32_t>& targets, float temperature, float* entropy = nullptr);
 
@@ -61,8 +62,8 @@ Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draf
 // element one chain in packed token order, so that cutting a step into micro-batches changes no
 // bits.
 
-/// @param dlog_probs [R]; dentropy [R] or null; lse and entropy are recomputed. @return dhidden [R,
-/// D].
+/// @param dlog_probs [R] and dentropy [R] or null: on the host; lse and entropy are recomputed.
+/// @return dhidden [R, D].
 Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
                           const std::vector<int32_t>& targets, float temperature,
                           const float* dlog_probs, const float* dentropy);

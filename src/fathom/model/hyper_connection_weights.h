@@ -22,13 +22,13 @@ inline HcWeights hc_weights(const HyperConnectionWeights& w) {
 /// The gradient buffers of one hyper-connection; for frozen parameters, memory that is thrown away.
 class HcGradBuffers {
  public:
-  explicit HcGradBuffers(HyperConnectionWeights& w)
-      : fn_(buffer(w.fn)), base_(buffer(w.base)), scale_(buffer(w.scale)) {}
+  HcGradBuffers(const ExecContext& ctx, HyperConnectionWeights& w)
+      : fn_(buffer(ctx, w.fn)), base_(buffer(ctx, w.base)), scale_(buffer(ctx, w.scale)) {}
   HcGrads pointers() const { return {fn_.f32(), base_.f32(), scale_.f32()}; }
 
  private:
-  static Tensor buffer(const Parameter& p) {
-    return p.grad.defined() ? p.grad : Tensor::zeros(p.master.shape());
+  static Tensor buffer(const ExecContext& ctx, const Parameter& p) {
+    return p.grad.defined() ? p.grad : Tensor::zeros(ctx, p.master.shape());
   }
   Tensor fn_, base_, scale_;
 };

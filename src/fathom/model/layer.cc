@@ -19,8 +19,8 @@ struct Mixed {
 
 Mixed mix(const ExecContext& ctx, const HcShape& shape, const Rounding& rounding,
           const HyperConnectionWeights& w, const Tensor& streams) {
-  Mixed m{Tensor::empty({shape.T, shape.D}), Tensor::empty({shape.T, shape.M}),
-          Tensor::empty({shape.T, shape.M, shape.M})};
+  Mixed m{Tensor::empty(ctx, {shape.T, shape.D}), Tensor::empty(ctx, {shape.T, shape.M}),
+          Tensor::empty(ctx, {shape.T, shape.M, shape.M})};
   hc_pre_fwd(ctx, shape, hc_weights(w), streams.f32(), m.y.f32(), m.post.f32(), m.comb.f32());
   rounding.activation(ctx, m.y);
   return m;
@@ -33,7 +33,7 @@ Tensor sublayer_input(const ExecContext& ctx, const ModelConfig& c, const Roundi
 
 Tensor unmix(const ExecContext& ctx, const HcShape& shape, const Rounding& rounding,
              const Tensor& streams, const Tensor& f, const Mixed& m) {
-  Tensor out = Tensor::empty(streams.shape());
+  Tensor out = Tensor::empty(ctx, streams.shape());
   hc_post_fwd(ctx, shape, streams.f32(), f.f32(), m.post.f32(), m.comb.f32(), out.f32());
   return rounding.activation(ctx, out);
 }
@@ -44,13 +44,13 @@ Tensor sublayer_gradient(const ExecContext& ctx, const HcShape& shape, double ep
                          HyperConnectionWeights& w, Parameter& norm, const Tensor& streams,
                          const Mixed& m, const Tensor& f, const Tensor& dout,
                          const std::function<Tensor(const Tensor&)>& sublayer_backward) {
-  Tensor df = Tensor::empty({shape.T, shape.D}), dpost = Tensor::empty(m.post.shape());
-  Tensor dcomb = Tensor::empty(m.comb.shape()), dx = Tensor::empty(streams.shape());
+  Tensor df = Tensor::empty(ctx, {shape.T, shape.D}), dpost = Tensor::empty(ctx, m.post.shape());
+  Tensor dcomb = Tensor::empty(ctx, m.comb.shape()), dx = Tensor::empty(ctx, streams.shape());
   hc_post_bwd(ctx, shape, streams.f32(), f.f32(), m.post.f32(), m.comb.f32(), dout.f32(), df.f32(),
               dpost.f32(), dcomb.f32(), dx.f32());
   const Tensor dnormed = sublayer_backward(df);
   const Tensor dy = normed_backward(ctx, m.y, &norm, eps, dnormed);
-  const HcGradBuffers grads(w);
+  const HcGradBuffers grads(ctx, w);
   hc_pre_bwd(ctx, shape, hc_weights(w), streams.f32(), dy.f32(), dpost.f32(), dcomb.f32(), dx.f32(),
              grads.pointers());
   return dx;
@@ -65,13 +65,13 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWe
   AttentionActivations attention;
   const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
   const Tensor a =
-      attention_forward(ctx, c, w.attn, batch, plan, id.state_layer, id.indexer_layer,
+      attention_forward(ctx, c, w.attn, batch, plan, id,
                         sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention), &attention);
   const Tensor middle = unmix(ctx, shape, w.rounding, streams, a, for_attention);
 
   MoeActivations moe;
   const Mixed for_moe = mix(ctx, shape, w.rounding, w.hc_ffn, middle);
-  const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id.route_layer,
+  const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id,
                                sublayer_input(ctx, c, w.rounding, w.ffn_norm, for_moe), &moe);
   return unmix(ctx, shape, w.rounding, middle, f, for_moe);
 }
@@ -92,13 +92,12 @@ Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights
   AttentionActivations attention;
   const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
   const Tensor attention_x = sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention);
-  const Tensor a = attention_forward(ctx, c, w.attn, batch, plan, id.state_layer, id.indexer_layer,
-                                     attention_x, &attention);
+  const Tensor a = attention_forward(ctx, c, w.attn, batch, plan, id, attention_x, &attention);
   const Tensor middle = unmix(ctx, shape, w.rounding, streams, a, for_attention);
   MoeActivations moe;
   const Mixed for_moe = mix(ctx, shape, w.rounding, w.hc_ffn, middle);
   const Tensor moe_x = sublayer_input(ctx, c, w.rounding, w.ffn_norm, for_moe);
-  const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id.route_layer, moe_x, &moe);
+  const Tensor f = moe_forward(ctx, c, w.ffn, batch, plan, id, moe_x, &moe);
 
   const Tensor dmiddle = sublayer_gradient(
       ctx, shape, eps, w.hc_ffn, w.ffn_norm, middle, for_moe, f, dstreams,

@@ -4,17 +4,11 @@
 #include "fathom/base/exec_context.h"
 #include "fathom/model/batch.h"
 #include "fathom/model/batch_plan.h"
+#include "fathom/model/choice_log.h"
 #include "fathom/model/weights.h"
 #include "fathom/numerics/tensor.h"
 
 namespace fathom {
-
-/// Which layer a block is, for states and replay records.
-struct LayerId {
-  int64_t state_layer = 0;     // index into SequenceState (L + i for MTP module i)
-  int64_t route_layer = -1;    // row in ReplayRecord::routes; -1: not recorded
-  int64_t indexer_layer = -1;  // row in ReplayRecord::picks
-};
 
 /// streams [T, M, D] -> streams [T, M, D].
 Tensor layer_forward(const ExecContext& ctx, const ModelConfig& config, const LayerWeights& w,

@@ -1,7 +1,9 @@
 // Legend: T tokens, D hidden, E experts, K slots per token, R = T*K routed rows, I intermediate.
 #include "fathom/model/moe.h"
 
-#include <cstring>
+#include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "fathom/kernels/linear/linear.h"
 #include "fathom/kernels/router/router.h"
@@ -19,66 +21,56 @@ std::vector<int32_t> replayed_routes(const Batch& batch, const BatchPlan& plan, 
   if (layer < 0 || !any) return {};
   std::vector<int32_t> routes(static_cast<size_t>(plan.T * K));
   for (int64_t t = 0; t < plan.T; ++t) {
-    const size_t i = static_cast<size_t>(t);
-    const Segment& segment = batch.segments[static_cast<size_t>(plan.segment_of[i])];
+    const Segment& segment = batch.segments[static_cast<size_t>(plan.segment_of[t])];
     const int32_t* row = segment.replay_in == nullptr
                              ? nullptr
-                             : segment.replay_in->route_row(plan.positions[i], layer);
+                             : segment.replay_in->route_row(plan.positions[t], layer);
     if (row == nullptr) return {};  // a record covers a whole sample or none of it
-    std::memcpy(routes.data() + t * K, row, static_cast<size_t>(K) * sizeof(int32_t));
+    std::copy_n(row, K, routes.data() + t * K);
   }
   return routes;
 }
 
 void choose_experts(const ExecContext& ctx, const ModelConfig& c, const MoeWeights& w,
-                    const Batch& batch, const BatchPlan& plan, int64_t layer, MoeActivations* a) {
+                    const Batch& batch, const BatchPlan& plan, const LayerId& id,
+                    MoeActivations* a) {
   const int64_t T = plan.T, K = c.num_experts_per_tok, E = c.n_routed_experts;
-  const std::vector<int32_t> replay =
-      w.tid2eid ? std::vector<int32_t>() : replayed_routes(batch, plan, layer, K);
-  a->topk_idx.resize(static_cast<size_t>(T * K));
-  a->topk_weights = Tensor::empty({T, K});
+  const KernelArray<int32_t> replay(
+      ctx, w.tid2eid ? std::vector<int32_t>() : replayed_routes(batch, plan, id.route_layer, K));
+  a->topk_idx = Tensor::empty(ctx, {T, K}, DType::kI32);
+  a->topk_weights = Tensor::empty(ctx, {T, K});
   router_fwd(ctx, {.logits = a->router_logits.f32(),
                    .bias = w.bias ? w.bias->data() : nullptr,
                    .tid2eid = w.tid2eid ? w.tid2eid->compute.i32() : nullptr,
-                   .token_ids = batch.token_ids.data(),
-                   .replay_idx = replay.empty() ? nullptr : replay.data(),
+                   .token_ids = plan.token_ids.data(),
+                   .replay_idx = replay.size() == 0 ? nullptr : replay.data(),
                    .T = T,
                    .E = E,
                    .K = K,
                    .scaling = static_cast<float>(c.routed_scaling_factor),
-                   .topk_idx = a->topk_idx.data(),
+                   .topk_idx = a->topk_idx.i32(),
                    .topk_weights = a->topk_weights.f32()});
-  for (int64_t t = 0; layer >= 0 && t < T; ++t) {
-    const size_t i = static_cast<size_t>(t);
-    ReplayRecord* record = batch.segments[static_cast<size_t>(plan.segment_of[i])].replay_out;
-    if (record == nullptr) continue;
-    std::memcpy(record->route_row(plan.positions[i], layer), a->topk_idx.data() + t * K,
-                static_cast<size_t>(K) * sizeof(int32_t));
+  if (id.choices != nullptr && id.route_layer >= 0) {
+    id.choices->add_routes(id.route_layer, a->topk_idx);
   }
+  a->slot_row = Tensor::empty(ctx, {T, K}, DType::kI32);
+  a->row_begin = Tensor::empty(ctx, {E + 1}, DType::kI64);
+  sort_by_expert(ctx, T * K, E, a->topk_idx.i32(), a->slot_row.i32(), a->row_begin.i64());
 }
 
-/// Rows sorted by expert; inside an expert by (token, slot).
-void sort_rows(int64_t T, int64_t K, int64_t E, MoeActivations* a) {
-  a->row_begin.assign(static_cast<size_t>(E) + 1, 0);
-  for (int32_t e : a->topk_idx) ++a->row_begin[static_cast<size_t>(e) + 1];
-  for (size_t e = 0; e < static_cast<size_t>(E); ++e) a->row_begin[e + 1] += a->row_begin[e];
-  std::vector<int64_t> next(a->row_begin.begin(), a->row_begin.end() - 1);
-  a->slot_row.resize(static_cast<size_t>(T * K));
-  for (size_t i = 0; i < a->slot_row.size(); ++i) {
-    a->slot_row[i] = static_cast<int32_t>(next[static_cast<size_t>(a->topk_idx[i])]++);
-  }
+/// Where the matrices of all experts lie.
+KernelArray<const float*> expert_weights(const ExecContext& ctx, const MoeWeights& w,
+                                         Parameter ExpertWeights::*which) {
+  std::vector<const float*> pointers;
+  for (const ExpertWeights& e : w.experts) pointers.push_back((e.*which).data());
+  return {ctx, std::move(pointers)};
 }
 
-std::vector<const float*> expert_panels(const MoeWeights& w, Parameter ExpertWeights::*which) {
-  std::vector<const float*> panels;
-  for (const ExpertWeights& e : w.experts) panels.push_back((e.*which).data());
-  return panels;
-}
-
-std::vector<float*> expert_grads(MoeWeights& w, Parameter ExpertWeights::*which) {
-  std::vector<float*> grads;
-  for (ExpertWeights& e : w.experts) grads.push_back((e.*which).grad_or_null());
-  return grads;
+KernelArray<float*> expert_grads(const ExecContext& ctx, MoeWeights& w,
+                                 Parameter ExpertWeights::*which) {
+  std::vector<float*> pointers;
+  for (ExpertWeights& e : w.experts) pointers.push_back((e.*which).grad_or_null());
+  return {ctx, std::move(pointers)};
 }
 
 float shared_limit(const ModelConfig& c) {
@@ -86,7 +78,11 @@ float shared_limit(const ModelConfig& c) {
 }
 
 GroupedLinear grouped(const MoeActivations& a, int64_t E, int64_t N, int64_t K) {
-  return {.num_groups = E, .row_begin = a.row_begin.data(), .N = N, .K = K};
+  return {.num_groups = E,
+          .row_begin = a.row_begin.i64(),
+          .N = N,
+          .K = K,
+          .num_rows = a.slot_row.numel()};
 }
 
 /// The rows are needed for products with experts alone: quantised once for all of them.
@@ -94,12 +90,13 @@ void run_routed_experts(const ExecContext& ctx, const ModelConfig& c, const MoeW
                         MoeActivations* a) {
   const int64_t D = c.hidden_size, I = c.moe_intermediate_size, E = c.n_routed_experts;
   const int64_t R = a->routed_x.dim(0);
-  const auto w1 = expert_panels(w, &ExpertWeights::w1), w3 = expert_panels(w, &ExpertWeights::w3);
-  const auto w2 = expert_panels(w, &ExpertWeights::w2);
+  const auto w1 = expert_weights(ctx, w, &ExpertWeights::w1),
+             w3 = expert_weights(ctx, w, &ExpertWeights::w3);
+  const auto w2 = expert_weights(ctx, w, &ExpertWeights::w2);
   const ExpertWeights& any = w.experts.front();  // all have the same formats
   const Rounding& rounding = w.rounding;
-  a->routed = {Tensor::empty({R, I}), Tensor::empty({R, I}), Tensor::empty({R, I})};
-  a->routed_out = Tensor::empty({R, D});
+  a->routed = {Tensor::empty(ctx, {R, I}), Tensor::empty(ctx, {R, I}), Tensor::empty(ctx, {R, I})};
+  a->routed_out = Tensor::empty(ctx, {R, D});
   a->routed_x = operand(ctx, any.w1, a->routed_x);
   grouped_linear_fwd(ctx, grouped(*a, E, I, D), a->routed_x.f32(), w1.data(), a->routed.gate.f32(),
                      /*num_parts=*/1, sum_block(any.w1));
@@ -120,7 +117,7 @@ Tensor run_shared_expert(const ExecContext& ctx, const ModelConfig& c, const Rou
   const int64_t T = x.dim(0), I = c.moe_intermediate_size;
   a->gate = rounding.activation(ctx, project(ctx, w.w1, x));
   a->up = rounding.activation(ctx, project(ctx, w.w3, x));
-  a->hidden = Tensor::empty({T, I});
+  a->hidden = Tensor::empty(ctx, {T, I});
   swiglu_fwd(ctx, T, I, shared_limit(c), a->gate.f32(), a->up.f32(), a->hidden.f32());
   rounding.activation(ctx, a->hidden);
   return rounding.activation(ctx, project(ctx, w.w2, a->hidden, row_parallel_parts(w.w2)));
@@ -129,23 +126,17 @@ Tensor run_shared_expert(const ExecContext& ctx, const ModelConfig& c, const Rou
 }  // namespace
 
 Tensor moe_forward(const ExecContext& ctx, const ModelConfig& c, const MoeWeights& w,
-                   const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x,
+                   const Batch& batch, const BatchPlan& plan, const LayerId& id, const Tensor& x,
                    MoeActivations* acts) {
-  const int64_t T = plan.T, D = c.hidden_size, K = c.num_experts_per_tok, E = c.n_routed_experts;
+  const int64_t T = plan.T, D = c.hidden_size, K = c.num_experts_per_tok;
   acts->router_logits = project(ctx, w.gate, x);
-  choose_experts(ctx, c, w, batch, plan, layer, acts);
-  sort_rows(T, K, E, acts);
-  acts->routed_x = Tensor::empty({T * K, D});
-  ctx.threads->parallel_for(T, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * K; i < end * K; ++i) {
-      std::memcpy(acts->routed_x.f32() + acts->slot_row[static_cast<size_t>(i)] * D,
-                  x.f32() + i / K * D, static_cast<size_t>(D) * sizeof(float));
-    }
-  });
+  choose_experts(ctx, c, w, batch, plan, id, acts);
+  acts->routed_x = Tensor::empty(ctx, {T * K, D});
+  moe_dispatch(ctx, T, K, D, x.f32(), acts->slot_row.i32(), acts->routed_x.f32());
   run_routed_experts(ctx, c, w, acts);
   const Tensor shared = run_shared_expert(ctx, c, w.rounding, w.shared, x, &acts->shared);
-  Tensor out = Tensor::empty({T, D});
-  moe_combine_fwd(ctx, T, K, D, acts->routed_out.f32(), acts->slot_row.data(),
+  Tensor out = Tensor::empty(ctx, {T, D});
+  moe_combine_fwd(ctx, T, K, D, acts->routed_out.f32(), acts->slot_row.i32(),
                   acts->topk_weights.f32(), shared.f32(), out.f32());
   return w.rounding.activation(ctx, out);
 }
@@ -156,15 +147,17 @@ Tensor moe_backward(const ExecContext& ctx, const ModelConfig& c, MoeWeights& w,
   const int64_t K = c.num_experts_per_tok, E = c.n_routed_experts, R = T * K;
 
   // Routed experts.
-  Tensor drows = Tensor::empty({R, D}), dweights = Tensor::empty({T, K});
-  moe_combine_bwd(ctx, T, K, D, a.routed_out.f32(), a.slot_row.data(), a.topk_weights.f32(),
+  Tensor drows = Tensor::empty(ctx, {R, D}), dweights = Tensor::empty(ctx, {T, K});
+  moe_combine_bwd(ctx, T, K, D, a.routed_out.f32(), a.slot_row.i32(), a.topk_weights.f32(),
                   dout.f32(), drows.f32(), dweights.f32());
-  const auto w1 = expert_panels(w, &ExpertWeights::w1), w3 = expert_panels(w, &ExpertWeights::w3);
-  const auto w2 = expert_panels(w, &ExpertWeights::w2);
-  const auto dw1 = expert_grads(w, &ExpertWeights::w1), dw3 = expert_grads(w, &ExpertWeights::w3);
-  const auto dw2 = expert_grads(w, &ExpertWeights::w2);
-  Tensor dhidden = Tensor::empty({R, I}), dgate = Tensor::empty({R, I}),
-         dup = Tensor::empty({R, I});
+  const auto w1 = expert_weights(ctx, w, &ExpertWeights::w1),
+             w3 = expert_weights(ctx, w, &ExpertWeights::w3);
+  const auto w2 = expert_weights(ctx, w, &ExpertWeights::w2);
+  const auto dw1 = expert_grads(ctx, w, &ExpertWeights::w1),
+             dw3 = expert_grads(ctx, w, &ExpertWeights::w3);
+  const auto dw2 = expert_grads(ctx, w, &ExpertWeights::w2);
+  Tensor dhidden = Tensor::empty(ctx, {R, I}), dgate = Tensor::empty(ctx, {R, I}),
+         dup = Tensor::empty(ctx, {R, I});
   grouped_linear_bwd_input(ctx, grouped(a, E, D, I), drows.f32(), w2.data(), dhidden.f32(), false);
   grouped_linear_bwd_weight(ctx, grouped(a, E, D, I), a.routed.hidden.f32(), drows.f32(),
                             dw2.data());
@@ -178,21 +171,21 @@ Tensor moe_backward(const ExecContext& ctx, const ModelConfig& c, MoeWeights& w,
   grouped_linear_bwd_weight(ctx, grouped(a, E, I, D), a.routed_x.f32(), dup.f32(), dw3.data());
 
   // Back at the token: slots upwards, then the shared expert, then the router.
-  Tensor dx = Tensor::empty({T, D});
-  const std::vector<float> ones(static_cast<size_t>(R), 1.0f);
-  moe_combine_fwd(ctx, T, K, D, drouted_x.f32(), a.slot_row.data(), ones.data(), nullptr, dx.f32());
+  Tensor dx = Tensor::empty(ctx, {T, D});
+  moe_combine_fwd(ctx, T, K, D, drouted_x.f32(), a.slot_row.i32(), /*weights=*/nullptr,
+                  /*shared=*/nullptr, dx.f32());
 
-  Tensor shared_dhidden = Tensor::empty({T, I}), shared_dgate = Tensor::empty({T, I});
-  Tensor shared_dup = Tensor::empty({T, I});
+  Tensor shared_dhidden = Tensor::empty(ctx, {T, I}), shared_dgate = Tensor::empty(ctx, {T, I});
+  Tensor shared_dup = Tensor::empty(ctx, {T, I});
   project_backward(ctx, w.shared.w2, a.shared.hidden, dout, &shared_dhidden, /*accumulate=*/false);
   swiglu_bwd(ctx, T, I, shared_limit(c), a.shared.gate.f32(), a.shared.up.f32(),
              shared_dhidden.f32(), shared_dgate.f32(), shared_dup.f32());
   project_backward(ctx, w.shared.w1, x, shared_dgate, &dx, /*accumulate=*/true);
   project_backward(ctx, w.shared.w3, x, shared_dup, &dx, /*accumulate=*/true);
 
-  Tensor dlogits = Tensor::empty({T, E});
+  Tensor dlogits = Tensor::empty(ctx, {T, E});
   router_bwd(ctx, {.logits = a.router_logits.f32(),
-                   .topk_idx = a.topk_idx.data(),
+                   .topk_idx = a.topk_idx.i32(),
                    .dtopk_weights = dweights.f32(),
                    .T = T,
                    .E = E,

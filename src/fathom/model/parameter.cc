@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/quant/quant.h"
 
@@ -16,13 +17,13 @@ int64_t Parameter::numel() const {
 void Parameter::alloc() {
   switch (kind) {
     case ParameterKind::kMatrix:
-      master = Tensor::zeros({panels.size()});
+      master = Tensor::zeros_on(device, {panels.size()});
       break;
     case ParameterKind::kPlain:
-      master = Tensor::zeros(shape);
+      master = Tensor::zeros_on(device, shape);
       break;
     case ParameterKind::kTable:
-      master = Tensor::zeros(shape, DType::kI32);
+      master = Tensor::zeros_on(device, shape, DType::kI32);
       break;
   }
   refresh();
@@ -42,49 +43,82 @@ void Parameter::refresh() {
     return;
   }
   if (!compute.defined() || compute.bytes() == master.bytes()) {
-    compute = Tensor::empty(master.shape());
+    compute = Tensor::empty_on(device, master.shape());
   }
-  if (format == OperandFormat::kBf16) {
-    round_bf16_serial(master.f32(), master.numel(), compute.f32());
+  // Kernels on the CPU would share the work out; here whole parameters are.
+  const ExecContext on_device{nullptr, CpuIsa::kAvx2, device};
+  if (format == OperandFormat::kFp8Blocks) {
+    with_context(name,
+                 [&] { simulate_fp8_matrix(on_device, master.f32(), panels, compute.f32()); });
+  } else if (device != nullptr) {
+    round_bf16(on_device, master.f32(), master.numel(), compute.f32());
   } else {
-    with_context(name, [&] { simulate_fp8_panels(master.f32(), panels, compute.f32()); });
+    round_bf16_serial(master.f32(), master.numel(), compute.f32());
   }
 }
 
 void Parameter::alloc_grad() {
-  if (has_gradient && !grad.defined()) grad = Tensor::zeros(master.shape());
+  if (has_gradient && !grad.defined()) grad = Tensor::zeros_on(device, master.shape());
 }
 
 void Parameter::zero_grad() {
-  if (grad.defined()) std::memset(grad.bytes(), 0, static_cast<size_t>(grad.num_bytes()));
+  if (grad.defined()) {
+    clear_memory(device, grad.bytes(), static_cast<size_t>(grad.num_bytes()));
+  }
+}
+
+void Parameter::move_to(Device* to) {
+  if (to == device) return;
+  Tensor rows = master.to_host();
+  if (kind == ParameterKind::kMatrix) {
+    rows = Tensor::empty({numel()});
+    load_row_major(master, rows.f32());
+  }
+  FATHOM_ASSERT(!grad.defined(), name, " has a gradient where it was");
+  device = to;
+  panels.panel_rows = to == nullptr ? kPanelRows : 1;
+  compute = Tensor();
+  if (kind == ParameterKind::kMatrix) {
+    master = Tensor::empty_on(device, {panels.size()});
+    store_row_major(rows.f32(), master);
+  } else {
+    master = rows.copy_to(device);
+  }
+  refresh();
+}
+
+void Parameter::store_row_major(const float* values, const Tensor& to) const {
+  if (kind == ParameterKind::kMatrix && device == nullptr) {
+    pack_panels(values, panels, to.f32());
+  } else {
+    upload_memory(device, to.f32(), values, static_cast<size_t>(to.num_bytes()));
+  }
+}
+
+void Parameter::load_row_major(const Tensor& from, float* values) const {
+  if (kind == ParameterKind::kMatrix && device == nullptr) {
+    unpack_panels(from.f32(), panels, values);
+  } else {
+    download_memory(device, values, from.f32(), static_cast<size_t>(from.num_bytes()));
+  }
 }
 
 void Parameter::set_row_major(const float* values) {
   FATHOM_ASSERT(kind != ParameterKind::kTable && master.defined(), name);
-  if (kind == ParameterKind::kMatrix) {
-    pack_panels(values, panels, master.f32());
-  } else {
-    std::memcpy(master.f32(), values, static_cast<size_t>(master.num_bytes()));
-  }
+  store_row_major(values, master);
   refresh();
 }
 
 void Parameter::get_row_major(float* values) const {
   FATHOM_ASSERT(kind != ParameterKind::kTable && master.defined(), name);
-  if (kind == ParameterKind::kMatrix) {
-    unpack_panels(master.f32(), panels, values);
-  } else {
-    std::memcpy(values, master.f32(), static_cast<size_t>(master.num_bytes()));
-  }
+  load_row_major(master, values);
 }
 
 void Parameter::get_grad_row_major(float* values) const {
   if (!grad.defined()) {
     std::memset(values, 0, static_cast<size_t>(numel()) * sizeof(float));
-  } else if (kind == ParameterKind::kMatrix) {
-    unpack_panels(grad.f32(), panels, values);
   } else {
-    std::memcpy(values, grad.f32(), static_cast<size_t>(grad.num_bytes()));
+    load_row_major(grad, values);
   }
 }
 

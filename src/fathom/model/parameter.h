@@ -35,13 +35,16 @@ struct Parameter {
   bool has_gradient = true;    // false: indexer.*, gate.bias, tid2eid
   bool is_fp8_weight = false;  // in FP8 blocks in parity-fp8 and in FP8 checkpoints
   Precision precision = Precision::kFp32;
-  Tensor master;   // fp32, [panels.size()] or `shape`; int32 for kTable
-  Tensor compute;  // what kernels read, values of operand_format() held in fp32
-  Tensor grad;     // fp32 like master; undefined until alloc_grad()
+  Tensor master;             // fp32, [panels.size()] or `shape`; int32 for kTable
+  Tensor compute;            // what kernels read, values of operand_format() held in fp32
+  Tensor grad;               // fp32 like master; undefined until alloc_grad()
+  Device* device = nullptr;  // where they lie; null: on the host
 
   int64_t numel() const;  // of `shape`, without panel padding
   /// Allocates master (zeros) and makes compute from it.
   void alloc();
+  /// Moves an allocated parameter there; matrices are row-major on a device.
+  void move_to(Device* to);
   /// By the mode: tensors that files keep in F32 stay so in all modes, is_fp8_weight goes by blocks
   /// in parity-fp8, all others are BF16 in both parity modes.
   OperandFormat operand_format() const;
@@ -59,6 +62,9 @@ struct Parameter {
   void set_row_major(const float* values);
   void get_row_major(float* values) const;
   void get_grad_row_major(float* values) const;  // zeros when there is no gradient buffer
+  /// The same for any tensor in the master's layout and place: a gradient, a moment.
+  void store_row_major(const float* values, const Tensor& to) const;
+  void load_row_major(const Tensor& from, float* values) const;
 };
 
 Parameter make_matrix(std::string name, int64_t rows, int64_t cols, int64_t num_blocks = 1);

@@ -10,7 +10,7 @@ namespace fathom {
 Tensor operand(const ExecContext& ctx, const Parameter& w, const Tensor& x) {
   if (w.operand_format() != OperandFormat::kFp8Blocks) return x;
   const int64_t K = w.panels.cols;
-  Tensor quantised = Tensor::empty(x.shape());
+  Tensor quantised = Tensor::empty(ctx, x.shape());
   simulate_fp8_rows(ctx, {.x = x.f32(),
                           .x_stride = K,
                           .out = quantised.f32(),
@@ -33,7 +33,7 @@ int row_parallel_parts(const Parameter& w) {
 
 Tensor project(const ExecContext& ctx, const Parameter& w, const Tensor& x, int num_parts) {
   const int64_t N = w.panels.rows, K = w.panels.cols, T = x.numel() / K;
-  Tensor y = Tensor::empty({T, N});
+  Tensor y = Tensor::empty(ctx, {T, N});
   linear_fwd(ctx, {.x = operand(ctx, w, x).f32(),
                    .x_stride = K,
                    .w_panels = w.data(),
@@ -74,7 +74,7 @@ void project_backward(const ExecContext& ctx, Parameter& w, const Tensor& x, con
 }
 
 Tensor normed(const ExecContext& ctx, const Tensor& x, const Parameter* w, double eps) {
-  Tensor y = Tensor::empty(x.shape());
+  Tensor y = Tensor::empty(ctx, x.shape());
   const int64_t N = x.shape().back();
   rms_norm_fwd(ctx, {.x = x.f32(),
                      .x_stride = N,
@@ -89,7 +89,7 @@ Tensor normed(const ExecContext& ctx, const Tensor& x, const Parameter* w, doubl
 
 Tensor normed_backward(const ExecContext& ctx, const Tensor& x, Parameter* w, double eps,
                        const Tensor& dy) {
-  Tensor dx = Tensor::empty(x.shape());
+  Tensor dx = Tensor::empty(ctx, x.shape());
   const int64_t N = x.shape().back();
   rms_norm_bwd(ctx, {.x = x.f32(),
                      .x_stride = N,

@@ -1,12 +1,11 @@
 #include "fathom/model/sequence_state.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/compressor/compressor.h"
-#include "fathom/kernels/quant/entry_codec.h"
 
 namespace fathom {
 namespace {
@@ -87,10 +86,12 @@ StateLayout::StateLayout(const ModelConfig& c, int64_t tokens_per_page, bool wit
                      history.num_layers * history.layer_bytes()});
   }
   replay_kind = kinds.size();
-  kinds.push_back({"replay_rows", page_size *
-                                      (c.num_hidden_layers * c.num_experts_per_tok +
-                                       c.num_indexer_layers() * c.index_topk) *
-                                      static_cast<int64_t>(sizeof(int32_t))});
+  kinds.push_back(
+      {"replay_rows",
+       page_size *
+           (c.num_hidden_layers * c.num_experts_per_tok + c.num_indexer_layers() * c.index_topk) *
+           static_cast<int64_t>(sizeof(int32_t)),
+       /*is_on_host=*/true});
 }
 
 int64_t StateLayout::page_bytes() const { return history_bytes(page_size); }
@@ -104,8 +105,8 @@ int64_t StateLayout::history_bytes(int64_t num_tokens) const {
 }
 
 StateSpace::StateSpace(const ModelConfig& config, int64_t page_size, bool with_mtp,
-                       int64_t budget_bytes, Precision precision)
-    : layout(config, page_size, with_mtp, precision), pools(layout.kinds, budget_bytes) {}
+                       int64_t budget_bytes, Precision precision, Device* device)
+    : layout(config, page_size, with_mtp, precision), pools(layout.kinds, budget_bytes, device) {}
 
 LayerState StateBlock::layer(const StateLayout& layout, int64_t i) const {
   const StateLayout::Layer& l = layout.layers[static_cast<size_t>(i)];
@@ -129,27 +130,29 @@ StateBlock make_state_block(StateSpace& space) {
   const StateLayout& layout = space.layout;
   const StateBlock block = acquire_state_block(space);
   if (!block) return block;
-  std::memset(block.window.get(), 0, static_cast<size_t>(layout.piece_bytes(StateLayout::kWindow)));
-  std::memset(block.accumulators.get(), 0,
-              static_cast<size_t>(layout.piece_bytes(StateLayout::kAccumulators)));
-  for (size_t i = 0; i < layout.layers.size(); ++i) {
-    const LayerState layer = block.layer(layout, static_cast<int64_t>(i));
-    const StateLayout::Layer& l = layout.layers[i];
+  clear_memory(space.device(), block.window.get(),
+               static_cast<size_t>(layout.piece_bytes(StateLayout::kWindow)));
+  std::vector<float> accumulators(
+      static_cast<size_t>(layout.piece_bytes(StateLayout::kAccumulators) / kFloatBytes), 0.0f);
+  for (const StateLayout::Layer& l : layout.layers) {
     if (l.entries < 0) continue;
     const StateLayout::History& entries = layout.histories[static_cast<size_t>(l.entries)];
     const int64_t coff = compressor_coff(entries.ratio);
-    compressor_state_clear(layer.compressor.data(), coff, entries.format.width);
+    compressor_state_clear(accumulators.data() + l.compressor / kFloatBytes, coff,
+                           entries.format.width);
     if (l.indexer_keys < 0) continue;
-    compressor_state_clear(layer.indexer_compressor.data(), coff,
+    compressor_state_clear(accumulators.data() + l.indexer_compressor / kFloatBytes, coff,
                            layout.histories[static_cast<size_t>(l.indexer_keys)].format.width);
   }
+  upload_memory(space.device(), block.accumulators.get(), accumulators.data(),
+                accumulators.size() * sizeof(float));
   return block;
 }
 
 void copy_state_block(const StateSpace& space, const StateBlock& from, const StateBlock& to) {
-  std::memcpy(to.window.get(), from.window.get(),
+  copy_memory(space.device(), to.window.get(), from.window.get(),
               static_cast<size_t>(space.layout.piece_bytes(StateLayout::kWindow)));
-  std::memcpy(to.accumulators.get(), from.accumulators.get(),
+  copy_memory(space.device(), to.accumulators.get(), from.accumulators.get(),
               static_cast<size_t>(space.layout.piece_bytes(StateLayout::kAccumulators)));
 }
 
@@ -161,9 +164,10 @@ SequenceState::SequenceState(std::shared_ptr<StateSpace> space) : space_(std::mo
   }
 }
 
-SequenceState::SequenceState(const ModelConfig& config, int64_t page_size, Precision precision)
+SequenceState::SequenceState(const ModelConfig& config, int64_t page_size, Precision precision,
+                             Device* device)
     : SequenceState(std::make_shared<StateSpace>(config, page_size, /*with_mtp=*/true,
-                                                 /*budget_bytes=*/0, precision)) {
+                                                 /*budget_bytes=*/0, precision, device)) {
   block_ = make_state_block(*space_);
 }
 
@@ -250,14 +254,16 @@ HistoryPage SequenceState::page(int64_t i) const {
   return page;
 }
 
-void SequenceState::append_entries(int64_t layer, const float* entries, int64_t count) {
+const EntryFormat& SequenceState::append_entries(int64_t layer, int64_t first_row, int64_t count,
+                                                 std::vector<EntryRun>* runs) {
   const StateLayout::Layer& l = layout().layers[static_cast<size_t>(layer)];
-  append(l.entries, l.entry_slot, entries, count);
+  return append(l.entries, l.entry_slot, first_row, count, runs);
 }
 
-void SequenceState::append_indexer_keys(int64_t layer, const float* keys, int64_t count) {
+const EntryFormat& SequenceState::append_indexer_keys(int64_t layer, int64_t first_row,
+                                                      int64_t count, std::vector<EntryRun>* runs) {
   const StateLayout::Layer& l = layout().layers[static_cast<size_t>(layer)];
-  append(l.indexer_keys, l.key_slot, keys, count);
+  return append(l.indexer_keys, l.key_slot, first_row, count, runs);
 }
 
 int64_t SequenceState::num_entries(int64_t layer) const {
@@ -285,7 +291,7 @@ bool SequenceState::make_room(size_t h, int64_t first_entry, int64_t end_entry) 
   if (first_page < history.pages.size() && history.pages[first_page].use_count() > 1) {
     Piece copy = space_->pools.acquire(l.kind);
     if (copy == nullptr) return false;
-    std::memcpy(copy.get(), history.pages[first_page].get(),
+    copy_memory(space_->device(), copy.get(), history.pages[first_page].get(),
                 static_cast<size_t>(layout().piece_bytes(l.kind)));
     set_page(h, first_page, std::move(copy));
   }
@@ -311,7 +317,8 @@ void SequenceState::set_page(size_t h, size_t page, Piece piece) {
   history.pages[page] = std::move(piece);
 }
 
-void SequenceState::append(int64_t h, int64_t slot, const float* entries, int64_t count) {
+const EntryFormat& SequenceState::append(int64_t h, int64_t slot, int64_t first_row, int64_t count,
+                                         std::vector<EntryRun>* runs) {
   History& history = histories_[static_cast<size_t>(h)];
   const StateLayout::History& l = layout().histories[static_cast<size_t>(h)];
   int64_t& size = history.sizes[static_cast<size_t>(slot)];
@@ -321,17 +328,19 @@ void SequenceState::append(int64_t h, int64_t slot, const float* entries, int64_
     const int64_t used = size % l.entries_per_page;
     const int64_t n = std::min(count, l.entries_per_page - used);
     uint8_t* page = history.pages[static_cast<size_t>(size / l.entries_per_page)].get();
-    encode_entries(l.format, entries, n, page + slot * l.layer_bytes() + used * l.format.num_bytes);
-    entries += n * l.format.width;
+    runs->push_back({first_row, n, page + slot * l.layer_bytes() + used * l.format.num_bytes});
+    first_row += n;
     count -= n;
     size += n;
   }
+  return l.format;
 }
 
 KeyPages SequenceState::pages_of(int64_t h, int64_t slot) const {
-  return {histories_[static_cast<size_t>(h)].tables[static_cast<size_t>(slot)].data(),
-          layout().histories[static_cast<size_t>(h)].entries_per_page,
-          layout().histories[static_cast<size_t>(h)].format};
+  const std::vector<const void*>& table =
+      histories_[static_cast<size_t>(h)].tables[static_cast<size_t>(slot)];
+  return {table.data(), layout().histories[static_cast<size_t>(h)].entries_per_page,
+          layout().histories[static_cast<size_t>(h)].format, static_cast<int64_t>(table.size())};
 }
 
 }  // namespace fathom

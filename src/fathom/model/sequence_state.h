@@ -15,6 +15,7 @@
 #include <span>
 #include <vector>
 
+#include "fathom/kernels/quant/entry_codec.h"
 #include "fathom/model/cache_formats.h"
 #include "fathom/model/config.h"
 #include "fathom/model/state_pool.h"
@@ -65,12 +66,14 @@ struct StateLayout {
   int64_t history_bytes(int64_t num_tokens) const;
 };
 
-/// A layout and the memory for it; what all states of an engine share.
+/// A layout and the memory for it; what all states of an engine share. Pieces but replay_rows are
+/// on the device.
 struct StateSpace {
   StateSpace(const ModelConfig& config, int64_t page_size, bool with_mtp, int64_t budget_bytes,
-             Precision precision = Precision::kFp32);
+             Precision precision = Precision::kFp32, Device* device = nullptr);
   StateLayout layout;
   StatePools pools;
+  Device* device() const { return pools.device(); }
 };
 
 /// State of one layer. For the model's forward.
@@ -101,7 +104,7 @@ class SequenceState {
  public:
   /// Before the first token, with memory of its own that is not limited.
   SequenceState(const ModelConfig& config, int64_t page_size,
-                Precision precision = Precision::kFp32);
+                Precision precision = Precision::kFp32, Device* device = nullptr);
   /// A fork. Errors: InternalError when there is no memory; see fork().
   SequenceState(const SequenceState& other);
   SequenceState(SequenceState&&) = default;
@@ -134,8 +137,12 @@ class SequenceState {
 
   // For the model's forward.
   LayerState layer(int64_t i) const { return block_.layer(layout(), i); }
-  void append_entries(int64_t layer, const float* entries, int64_t count);    // [count, hd]
-  void append_indexer_keys(int64_t layer, const float* keys, int64_t count);  // [count, di]
+  // `count` entries more, that lie in rows first_row and on: adds to `runs` where they must be
+  // stored. @return their format.
+  const EntryFormat& append_entries(int64_t layer, int64_t first_row, int64_t count,
+                                    std::vector<EntryRun>* runs);
+  const EntryFormat& append_indexer_keys(int64_t layer, int64_t first_row, int64_t count,
+                                         std::vector<EntryRun>* runs);
   int64_t num_entries(int64_t layer) const;
   /// Valid until the next append, reserve or copy.
   KeyPages entry_pages(int64_t layer) const;
@@ -151,7 +158,8 @@ class SequenceState {
   explicit SequenceState(std::shared_ptr<StateSpace> space);
   bool make_room(size_t history, int64_t first_entry, int64_t end_entry);
   void set_page(size_t history, size_t page, Piece piece);
-  void append(int64_t history, int64_t slot, const float* entries, int64_t count);
+  const EntryFormat& append(int64_t history, int64_t slot, int64_t first_row, int64_t count,
+                            std::vector<EntryRun>* runs);
   KeyPages pages_of(int64_t history, int64_t slot) const;
 
   std::shared_ptr<StateSpace> space_;

@@ -26,12 +26,17 @@ struct StatePools::State {
     std::vector<uint8_t*> free;
   };
   std::vector<Pool> pools;
+  Device* device = nullptr;
   int64_t budget = 0, used = 0, kept = 0, peak_used = 0;
 
   ~State() { trim(); }
 
   void drop_free_piece(Pool* pool) {
-    ::operator delete[](pool->free.back(), kAlignment);
+    if (device != nullptr && !pool->kind.is_on_host) {
+      device->release(pool->free.back());
+    } else {
+      ::operator delete[](pool->free.back(), kAlignment);
+    }
     pool->free.pop_back();
     kept -= pool->kind.num_bytes;
   }
@@ -56,7 +61,9 @@ struct StatePools::State {
       for (Pool& other : pools) {
         while (budget > 0 && kept + size > budget && !other.free.empty()) drop_free_piece(&other);
       }
-      piece = static_cast<uint8_t*>(::operator new[](static_cast<size_t>(size), kAlignment));
+      piece = static_cast<uint8_t*>(device != nullptr && !pool.kind.is_on_host
+                                        ? device->allocate(static_cast<size_t>(size))
+                                        : ::operator new[](static_cast<size_t>(size), kAlignment));
       kept += size;
     }
     ++pool.num_used;
@@ -73,7 +80,7 @@ struct StatePools::State {
   }
 };
 
-StatePools::StatePools(std::vector<PieceKind> kinds, int64_t budget_bytes)
+StatePools::StatePools(std::vector<PieceKind> kinds, int64_t budget_bytes, Device* device)
     : state_(std::make_shared<State>()) {
   FATHOM_ASSERT(budget_bytes >= 0, "budget of ", budget_bytes, " bytes");
   for (PieceKind& kind : kinds) {
@@ -81,6 +88,7 @@ StatePools::StatePools(std::vector<PieceKind> kinds, int64_t budget_bytes)
     state_->pools.push_back({.kind = std::move(kind)});
   }
   state_->budget = budget_bytes;
+  state_->device = device;
 }
 
 Piece StatePools::acquire(size_t kind) {
@@ -90,6 +98,7 @@ Piece StatePools::acquire(size_t kind) {
   return Piece(piece, [state = state_, kind](uint8_t* p) { state->give_back(kind, p); });
 }
 
+Device* StatePools::device() const { return state_->device; }
 int64_t StatePools::budget_bytes() const { return state_->budget; }
 int64_t StatePools::used_bytes() const { return state_->used; }
 int64_t StatePools::kept_bytes() const { return state_->kept; }

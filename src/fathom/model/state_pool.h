@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "fathom/base/device.h"
+
 namespace fathom {
 
 /// Memory of one kind, shared by whoever copies the pointer. The last one to let go gives it back
@@ -14,7 +16,8 @@ using Piece = std::shared_ptr<uint8_t[]>;
 
 struct PieceKind {
   std::string name;
-  int64_t num_bytes = 0;  // of one piece
+  int64_t num_bytes = 0;    // of one piece
+  bool is_on_host = false;  // whatever the device
 };
 
 struct PoolUsage {
@@ -31,11 +34,13 @@ struct PoolUsage {
 class StatePools {
  public:
   /// @param budget_bytes 0: no limit.
-  StatePools(std::vector<PieceKind> kinds, int64_t budget_bytes);
+  /// @param device whose memory the pieces are of; null: of the host
+  StatePools(std::vector<PieceKind> kinds, int64_t budget_bytes, Device* device = nullptr);
 
   /// 64-byte aligned, contents undefined. @return null when the budget is used up.
   Piece acquire(size_t kind);
 
+  Device* device() const;
   int64_t budget_bytes() const;  // 0: no limit
   int64_t used_bytes() const;
   int64_t kept_bytes() const;  // used and free

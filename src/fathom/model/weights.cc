@@ -219,6 +219,10 @@ void set_precision(const ExecContext& ctx, Weights* weights, Precision precision
   refresh_weights(ctx, weights);
 }
 
+void move_weights(const ExecContext& ctx, Weights* weights) {
+  for_each_parameter(*weights, [&](Parameter& p) { p.move_to(ctx.device); });
+}
+
 void refresh_weights(const ExecContext& ctx, Weights* weights) {
   const std::vector<Parameter*> all = parameters_by_name(*weights);
   ctx.threads->parallel_for(static_cast<int64_t>(all.size()), 1, [&](int64_t begin, int64_t end) {

@@ -84,6 +84,9 @@ Weights make_weights(const ModelConfig& config, bool with_mtp = true);
 /// that is a power of two) or a weight is not finite.
 void set_precision(const ExecContext& ctx, Weights* weights, Precision precision);
 
+/// Moves every parameter to where the context computes.
+void move_weights(const ExecContext& ctx, Weights* weights);
+
 /// Makes every `compute` from its master again.
 void refresh_weights(const ExecContext& ctx, Weights* weights);
 

@@ -1,5 +1,7 @@
 #include "fathom/numerics/formats.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -52,6 +54,84 @@ float largest_magnitude(const float* x, int64_t n) {
 float decode_scale(float scale) { return scale; }
 float decode_scale(uint8_t scale) { return e8m0_to_f32(scale); }
 
+// Eight fp32 values to BF16 codes in the low halves, as f32_to_bf16 does it for what is no NaN.
+__m256i bf16_codes(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd),
+                           16);
+}
+
+// E4M3 codes times one scale, to BF16. A code's seven low bits shifted to the top of the fp32
+// mantissa are its value times 2^-120, subnormals included.
+void dequantise_e4m3_run(const uint8_t* codes, int64_t n, float scale, uint16_t* out) {
+  const __m256 unbias = _mm256_set1_ps(0x1p120f), factor = _mm256_set1_ps(scale);
+  const __m256i low = _mm256_set1_epi32(0x7F), high = _mm256_set1_epi32(0x80);
+  const bool finite = std::isfinite(scale);
+  int64_t i = 0;
+  for (; finite && i + 16 <= n; i += 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i));
+    const __m128i nan =
+        _mm_cmpeq_epi8(_mm_and_si128(bytes, _mm_set1_epi8(0x7F)), _mm_set1_epi8(0x7F));
+    if (_mm_movemask_epi8(nan) != 0) {
+      for (int64_t k = i; k < i + 16; ++k) out[k] = f32_to_bf16(e4m3_to_f32(codes[k]) * scale);
+      continue;
+    }
+    __m256i half[2];
+    for (int h = 0; h < 2; ++h) {
+      const __m256i wide = _mm256_cvtepu8_epi32(h == 0 ? bytes : _mm_srli_si128(bytes, 8));
+      const __m256i magnitude = _mm256_slli_epi32(_mm256_and_si256(wide, low), 20);
+      const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(wide, high), 24);
+      const __m256 value = _mm256_castsi256_ps(_mm256_or_si256(
+          _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(magnitude), unbias)), sign));
+      half[h] = bf16_codes(_mm256_mul_ps(value, factor));
+    }
+    const __m256i packed =
+        _mm256_permute4x64_epi64(_mm256_packus_epi32(half[0], half[1]), 0b11011000);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), packed);
+  }
+  for (; i < n; ++i) out[i] = f32_to_bf16(e4m3_to_f32(codes[i]) * scale);
+}
+
+// The sixteen BF16 codes of FP4 under every E8M0 scale, low and high bytes apart for a byte
+// shuffle.
+struct Fp4Tables {
+  struct Row {
+    uint8_t low[16], high[16];
+  };
+  Row rows[256];
+};
+
+Fp4Tables make_fp4_tables() {
+  Fp4Tables tables;
+  for (int scale = 0; scale < 256; ++scale) {
+    for (int code = 0; code < 16; ++code) {
+      const uint16_t bits = f32_to_bf16(e2m1_to_f32(static_cast<uint8_t>(code)) *
+                                        e8m0_to_f32(static_cast<uint8_t>(scale)));
+      tables.rows[scale].low[code] = static_cast<uint8_t>(bits);
+      tables.rows[scale].high[code] = static_cast<uint8_t>(bits >> 8);
+    }
+  }
+  return tables;
+}
+
+// One group: 16 bytes of codes to 32 BF16 values.
+void dequantise_e2m1_group(const uint8_t* packed, const Fp4Tables::Row& row, uint16_t* out) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed));
+  const __m128i nibble = _mm_set1_epi8(0x0F);
+  const __m128i even = _mm_and_si128(bytes, nibble);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row.low));
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row.high));
+  for (int half = 0; half < 2; ++half) {
+    const __m128i codes = half == 0 ? _mm_unpacklo_epi8(even, odd) : _mm_unpackhi_epi8(even, odd);
+    const __m128i l = _mm_shuffle_epi8(low, codes), h = _mm_shuffle_epi8(high, codes);
+    auto* to = reinterpret_cast<__m128i*>(out + 16 * half);
+    _mm_storeu_si128(to, _mm_unpacklo_epi8(l, h));
+    _mm_storeu_si128(to + 1, _mm_unpackhi_epi8(l, h));
+  }
+}
+
 template <typename Scale>
 void dequantise_fp8_rows(const ExecContext& ctx, int64_t M, int64_t K, const uint8_t* codes,
                          const Scale* scales, uint16_t* out) {
@@ -61,10 +141,8 @@ void dequantise_fp8_rows(const ExecContext& ctx, int64_t M, int64_t K, const uin
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t b = 0; b < blocks; ++b) {
         const float scale = decode_scale(scales[r / kFp8BlockSize * blocks + b]);
-        const int64_t last = std::min(K, (b + 1) * kFp8BlockSize);
-        for (int64_t c = b * kFp8BlockSize; c < last; ++c) {
-          out[r * K + c] = f32_to_bf16(e4m3_to_f32(codes[r * K + c]) * scale);
-        }
+        const int64_t first = b * kFp8BlockSize, last = std::min(K, first + kFp8BlockSize);
+        dequantise_e4m3_run(codes + r * K + first, last - first, scale, out + r * K + first);
       }
     }
   });
@@ -179,16 +257,12 @@ void dequantise_fp8(const ExecContext& ctx, int64_t M, int64_t K, const uint8_t*
 void dequantise_fp4(const ExecContext& ctx, int64_t M, int64_t K, const uint8_t* packed,
                     const uint8_t* e8m0_scales, uint16_t* out) {
   FATHOM_ASSERT(M >= 0 && K >= 0 && K % kFp4GroupSize == 0, "M = ", M, ", K = ", K);
+  static const Fp4Tables tables = make_fp4_tables();
   ctx.threads->parallel_for(M, kRowGrain, [&](int64_t begin, int64_t end) {
     const int64_t groups = K / kFp4GroupSize;
     for (int64_t group = begin * groups; group < end * groups; ++group) {
-      const float scale = e8m0_to_f32(e8m0_scales[group]);
-      const uint8_t* pairs = packed + group * kFp4GroupSize / 2;
-      uint16_t* to = out + group * kFp4GroupSize;
-      for (int64_t i = 0; i < kFp4GroupSize / 2; ++i) {
-        to[2 * i] = f32_to_bf16(e2m1_to_f32(pairs[i] & 15) * scale);
-        to[2 * i + 1] = f32_to_bf16(e2m1_to_f32(pairs[i] >> 4) * scale);
-      }
+      dequantise_e2m1_group(packed + group * kFp4GroupSize / 2, tables.rows[e8m0_scales[group]],
+                            out + group * kFp4GroupSize);
     }
   });
 }

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/numerics/block_cache.h"
 
@@ -34,6 +35,47 @@ Tensor Tensor::empty(std::vector<int64_t> shape, DType dtype) {
 Tensor Tensor::zeros(std::vector<int64_t> shape, DType dtype) {
   Tensor t = empty(std::move(shape), dtype);
   std::memset(t.data_, 0, static_cast<size_t>(t.num_bytes()));
+  return t;
+}
+
+Tensor Tensor::empty_on(Device* device, std::vector<int64_t> shape, DType dtype) {
+  if (device == nullptr) return empty(std::move(shape), dtype);
+  Tensor t;
+  t.numel_ = count_elements(shape);
+  t.shape_ = std::move(shape);
+  t.dtype_ = dtype;
+  t.device_ = device;
+  t.data_ = device->allocate(static_cast<size_t>(t.num_bytes()));
+  t.storage_ = std::shared_ptr<void>(t.data_, [device](void* memory) { device->release(memory); });
+  return t;
+}
+
+Tensor Tensor::zeros_on(Device* device, std::vector<int64_t> shape, DType dtype) {
+  Tensor t = empty_on(device, std::move(shape), dtype);
+  clear_memory(device, t.data_, static_cast<size_t>(t.num_bytes()));
+  return t;
+}
+
+Tensor Tensor::empty(const ExecContext& ctx, std::vector<int64_t> shape, DType dtype) {
+  return empty_on(ctx.device, std::move(shape), dtype);
+}
+
+Tensor Tensor::zeros(const ExecContext& ctx, std::vector<int64_t> shape, DType dtype) {
+  return zeros_on(ctx.device, std::move(shape), dtype);
+}
+
+Tensor Tensor::to_host() const { return device_ == nullptr ? *this : copy_to(nullptr); }
+
+Tensor Tensor::copy_to(Device* device) const {
+  Tensor t = empty_on(device, shape_, dtype_);
+  const size_t n = static_cast<size_t>(num_bytes());
+  if (device_ == nullptr) {
+    upload_memory(device, t.data_, data_, n);
+  } else if (device == nullptr) {
+    download_memory(device_, t.data_, data_, n);
+  } else {
+    copy_memory(device, t.data_, data_, n);
+  }
   return t;
 }
 
@@ -82,11 +124,7 @@ Tensor Tensor::rows(int64_t begin, int64_t end) const {
   return t;
 }
 
-Tensor Tensor::clone() const {
-  Tensor t = empty(shape_, dtype_);
-  if (numel_ > 0) std::memcpy(t.data_, data_, static_cast<size_t>(num_bytes()));
-  return t;
-}
+Tensor Tensor::clone() const { return copy_to(device_); }
 
 std::string Tensor::shape_string() const { return shape_to_string(shape_); }
 

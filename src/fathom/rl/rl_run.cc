@@ -45,8 +45,8 @@ std::vector<float> all_gate_biases(const Weights& weights) {
   std::vector<float> bias;
   for (const LayerWeights& layer : weights.layers) {
     if (!layer.ffn.bias) continue;
-    const float* data = layer.ffn.bias->data();
-    bias.insert(bias.end(), data, data + layer.ffn.bias->numel());
+    const Tensor values = layer.ffn.bias->compute.to_host();
+    bias.insert(bias.end(), values.f32(), values.f32() + values.numel());
   }
   return bias;
 }
@@ -99,6 +99,7 @@ RlRun::~RlRun() { log_to_file(""); }
 
 void RlRun::set_precisions() {
   const config::Derived derived = config::derive(options_);
+  move_weights(ctx_, weights_);
   set_precision(ctx_, weights_, derived.train_precision);
   if (derived.rollout_precision == derived.train_precision) return;
   rollout_weights_ = *weights_;

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/tokenizer/utf8.h"
 
@@ -22,6 +23,16 @@ ReplayRecord empty_replay(const ModelConfig& c) {
   record.num_indexer_layers = c.num_indexer_layers();
   record.index_topk = c.index_topk;
   return record;
+}
+
+/// On a device, states take at most a share of what is free there beside the weights.
+EngineOptions fit_to_device(const ExecContext& ctx, EngineOptions options) {
+  constexpr double kShareOfFree = 0.8;
+  if (ctx.device == nullptr) return options;
+  const int64_t most =
+      static_cast<int64_t>(kShareOfFree * static_cast<double>(ctx.device->memory_use().free_bytes));
+  options.state_bytes = options.state_bytes == 0 ? most : std::min(options.state_bytes, most);
+  return options;
 }
 
 }  // namespace
@@ -42,16 +53,17 @@ Engine::Engine(const ExecContext& ctx, const ModelConfig& config, std::unique_pt
                const EngineOptions& options)
     : ctx_(ctx),
       config_(config),
-      options_(options),
+      options_(fit_to_device(ctx, options)),
       model_(std::move(model)),
       space_(std::make_shared<StateSpace>(
           config, options.page_size == 0 ? default_page_size(config) : options.page_size,
-          /*with_mtp=*/options.num_draft_tokens > 0, options.state_bytes, model_->precision())),
+          /*with_mtp=*/options.num_draft_tokens > 0, options_.state_bytes, model_->precision(),
+          ctx.device)),
       memory_(space_, empty_replay(config),
               {.use_prefix_cache = options.prefix_cache,
                .admission = options.admission,
                .max_positions = config.max_position_embeddings,
-               .max_cached_pages = options.state_bytes == 0 ? kCachedPagesWithoutBudget : 0}),
+               .max_cached_pages = options_.state_bytes == 0 ? kCachedPagesWithoutBudget : 0}),
       scheduler_({options.max_running_requests, options.chunked_prefill_size}, &memory_) {
   FATHOM_CHECK(options.num_draft_tokens >= 0, "num_draft_tokens ", options.num_draft_tokens,
                ": must be >= 0");

@@ -96,17 +96,17 @@ class HistoryHashModel : public StepModel {
       const int64_t position = d.state->num_tokens() + d.depth;  // of token_id
       const std::span<float> window = window_of(*d.state, config_.num_hidden_layers);
       if (d.depth == 0) {
-        d.streams = {d.state->block().streams(d.state->layout())[0]};
-        d.window.assign(reinterpret_cast<uint8_t*>(window.data()),
-                        reinterpret_cast<uint8_t*>(window.data() + window.size()));
-        EXPECT_EQ(static_cast<uint64_t>(d.streams[0]), last_hash(*d.state, position));
+        d.streams = Tensor::empty({1});
+        d.streams.f32()[0] = d.state->block().streams(d.state->layout())[0];
+        d.window = Tensor::view(window.data(), {static_cast<int64_t>(window.size())}).clone();
+        EXPECT_EQ(static_cast<uint64_t>(d.streams.f32()[0]), last_hash(*d.state, position));
         if (position >= 2) {
           EXPECT_EQ(window[ring_row(position - 2)], window_of(*d.state, 0)[ring_row(position - 2)])
               << "the draft window is behind";
         }
       }
-      const uint64_t hash = next_hash(static_cast<uint64_t>(d.streams[0]), d.token_id);
-      d.streams[0] = static_cast<float>(hash);
+      const uint64_t hash = next_hash(static_cast<uint64_t>(d.streams.f32()[0]), d.token_id);
+      d.streams.f32()[0] = static_cast<float>(hash);
       window[ring_row(position - 1)] = -1.0f;  // has to be undone
       // Right as long as no history counts, which the drafter does not see; else by chance.
       const uint64_t seen = hash % 3 == 0 ? hash + 1 : fold_entries(*d.state, position, hash);
@@ -120,7 +120,7 @@ class HistoryHashModel : public StepModel {
     for (DraftSequence& d : sequences) {
       if (d.depth == 0) continue;
       const std::span<float> window = window_of(*d.state, config_.num_hidden_layers);
-      std::copy(d.window.begin(), d.window.end(), reinterpret_cast<uint8_t*>(window.data()));
+      std::memcpy(window.data(), d.window.bytes(), window.size_bytes());
     }
   }
 
@@ -187,11 +187,14 @@ class HistoryHashModel : public StepModel {
       if ((position + 1) % ratio != 0) continue;
       const std::vector<float> entry(static_cast<size_t>(config_.head_dim),
                                      static_cast<float>(hash));
-      state->append_entries(l, entry.data(), 1);
+      std::vector<EntryRun> runs, key_runs;
+      const EntryFormat& format = state->append_entries(l, 0, 1, &runs);
+      encode_entries(format, entry.data(), 1, runs[0].to);
       if (ratio != 4) continue;
       const std::vector<float> key(static_cast<size_t>(config_.index_head_dim),
                                    static_cast<float>(hash + 1));
-      state->append_indexer_keys(l, key.data(), 1);
+      const EntryFormat& key_format = state->append_indexer_keys(l, 0, 1, &key_runs);
+      encode_entries(key_format, key.data(), 1, key_runs[0].to);
     }
     if (static_cast<int64_t>(state->layout().layers.size()) > L && position > 0) {
       window_of(*state, L)[ring_row(position - 1)] = static_cast<float>(before);

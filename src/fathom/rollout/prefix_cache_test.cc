@@ -19,8 +19,12 @@ class PrefixCacheTest : public ::testing::Test {
       if (ratio == 0) continue;
       for (int64_t e = 0; e < num_tokens / ratio; ++e) {
         const float entry[3] = {mark, static_cast<float>(e), 0.0f};
-        state->append_entries(l, entry, 1);
-        if (ratio == 4) state->append_indexer_keys(l, entry, 1);
+        std::vector<EntryRun> runs, key_runs;
+        const EntryFormat& format = state->append_entries(l, 0, 1, &runs);
+        encode_entries(format, entry, 1, runs[0].to);
+        if (ratio != 4) continue;
+        const EntryFormat& key_format = state->append_indexer_keys(l, 0, 1, &key_runs);
+        encode_entries(key_format, entry, 1, key_runs[0].to);
       }
     }
     state->advance(num_tokens);

@@ -1,8 +1,6 @@
 #include "fathom/rollout/step_model.h"
 
-#include <algorithm>
-#include <cstring>
-
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/model/forward.h"
 
@@ -27,7 +25,10 @@ Tensor WeightsModel::step(const Batch& batch, const std::vector<int64_t>& rows) 
 void WeightsModel::keep_streams(const Batch& batch, const Tensor& streams) {
   const int64_t M = streams.dim(1), D = streams.dim(2);
   const size_t row_bytes = static_cast<size_t>(M * D) * sizeof(float);
-  Tensor earlier = Tensor::empty({batch.num_tokens(), M, D});
+  const auto copy = [&](float* to, const float* from, int64_t num_rows) {
+    copy_memory(ctx_.device, to, from, static_cast<size_t>(num_rows) * row_bytes);
+  };
+  const Tensor earlier = Tensor::empty(ctx_, {batch.num_tokens(), M, D});
   Batch shifted;  // row t: the streams of token t and the id of token t + 1, at position t
   int64_t row = 0;
   for (const Segment& segment : batch.segments) {
@@ -36,9 +37,8 @@ void WeightsModel::keep_streams(const Batch& batch, const Tensor& streams) {
     const int64_t count = segment.num_tokens - is_first;
     float* out = earlier.f32() + shifted.num_tokens() * M * D;
     const float* fresh = streams.f32() + row * M * D;
-    if (!is_first) std::memcpy(out, segment.state->block().streams(layout).data(), row_bytes);
-    std::memcpy(out + (is_first ? 0 : M * D), fresh,
-                static_cast<size_t>(segment.num_tokens - 1) * row_bytes);
+    if (!is_first) copy(out, segment.state->block().streams(layout).data(), 1);
+    copy(out + (is_first ? 0 : M * D), fresh, segment.num_tokens - 1);
     if (count > 0) {
       const auto ids = batch.token_ids.begin() + row + is_first;
       shifted.token_ids.insert(shifted.token_ids.end(), ids, ids + count);
@@ -52,11 +52,11 @@ void WeightsModel::keep_streams(const Batch& batch, const Tensor& streams) {
       shifted.segments.push_back(s);
     }
     for (const Checkpoint& c : segment.checkpoints) {
-      std::memcpy(c.block->streams(layout).data(),
-                  fresh + (c.num_tokens - 1 - segment.start_pos) * M * D, row_bytes);
+      copy(c.block->streams(layout).data(), fresh + (c.num_tokens - 1 - segment.start_pos) * M * D,
+           1);
     }
-    std::memcpy(segment.state->block().streams(layout).data(),
-                fresh + (segment.num_tokens - 1) * M * D, row_bytes);
+    copy(segment.state->block().streams(layout).data(), fresh + (segment.num_tokens - 1) * M * D,
+         1);
     row += segment.num_tokens;
   }
   if (shifted.segments.empty()) return;
@@ -67,21 +67,22 @@ void WeightsModel::keep_streams(const Batch& batch, const Tensor& streams) {
 Tensor WeightsModel::draft(std::span<DraftSequence* const> sequences) {
   const ModelConfig& c = weights_.config;
   const int64_t S = static_cast<int64_t>(sequences.size());
-  const size_t width = static_cast<size_t>(c.hc_mult * c.hidden_size);
-  Tensor streams = Tensor::empty({S, c.hc_mult, c.hidden_size});
+  const Tensor streams = Tensor::empty(ctx_, {S, c.hc_mult, c.hidden_size});
   Batch batch;
   std::vector<int64_t> rows;
   for (int64_t s = 0; s < S; ++s) {
     DraftSequence& sequence = *sequences[static_cast<size_t>(s)];
     SequenceState* state = sequence.state;
     if (sequence.depth == 0) {
-      const std::span<const float> last = state->block().streams(state->layout());
-      sequence.streams.assign(last.begin(), last.end());
+      const std::span<float> last = state->block().streams(state->layout());
+      sequence.streams = Tensor::empty(ctx_, {1, c.hc_mult, c.hidden_size});
+      copy_memory(ctx_.device, sequence.streams.bytes(), last.data(), last.size_bytes());
       const std::span<const uint8_t> window = state->layer(c.num_hidden_layers).window;
-      sequence.window.assign(window.begin(), window.end());
+      sequence.window = Tensor::empty(ctx_, {static_cast<int64_t>(window.size())}, DType::kU8);
+      copy_memory(ctx_.device, sequence.window.bytes(), window.data(), window.size());
     }
-    std::copy(sequence.streams.begin(), sequence.streams.end(),
-              streams.f32() + static_cast<size_t>(s) * width);
+    copy_memory(ctx_.device, streams.rows(s, s + 1).bytes(), sequence.streams.bytes(),
+                static_cast<size_t>(sequence.streams.num_bytes()));
     batch.token_ids.push_back(sequence.token_id);
     Segment segment;
     segment.start_pos = state->num_tokens() - 1 + sequence.depth;
@@ -93,8 +94,7 @@ Tensor WeightsModel::draft(std::span<DraftSequence* const> sequences) {
   }
   const Tensor out = mtp(ctx_, weights_, batch, streams, batch.token_ids);
   for (int64_t s = 0; s < S; ++s) {
-    const float* last = out.f32() + static_cast<size_t>(s) * width;
-    sequences[static_cast<size_t>(s)]->streams.assign(last, last + width);
+    sequences[static_cast<size_t>(s)]->streams = out.rows(s, s + 1);
   }
   return logits(ctx_, weights_, mtp_collapse(ctx_, weights_, out, rows));
 }
@@ -104,7 +104,7 @@ void WeightsModel::end_draft(std::span<DraftSequence> sequences) {
     if (sequence.depth == 0) continue;
     const std::span<uint8_t> window =
         sequence.state->layer(weights_.config.num_hidden_layers).window;
-    std::copy(sequence.window.begin(), sequence.window.end(), window.begin());
+    copy_memory(ctx_.device, window.data(), sequence.window.bytes(), window.size());
     sequence.depth = 0;
   }
 }

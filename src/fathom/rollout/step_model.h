@@ -16,10 +16,10 @@ namespace fathom {
 /// A guess in the making behind a state.
 struct DraftSequence {
   SequenceState* state = nullptr;
-  int32_t token_id = 0;         // what to continue: the state's next token, then each draft in turn
-  int64_t depth = 0;            // calls of draft() so far; the model counts
-  std::vector<float> streams;   // the model's, from call to call
-  std::vector<uint8_t> window;  // the model's, to undo what draft() did to the state
+  int32_t token_id = 0;  // what to continue: the state's next token, then each draft in turn
+  int64_t depth = 0;     // calls of draft() so far; the model counts
+  Tensor streams;        // the model's, from call to call
+  Tensor window;         // the model's, to undo what draft() did to the state
 };
 
 class StepModel {

@@ -34,8 +34,9 @@ Json optional_body(const HttpRequest& request) {
 std::string hash_of(const Parameter& p) {
   const bool is_table = p.kind == ParameterKind::kTable;
   if (is_table) {
-    return sha256_hex({reinterpret_cast<const char*>(p.master.bytes()),
-                       static_cast<size_t>(p.master.num_bytes())});
+    const Tensor table = p.master.to_host();
+    return sha256_hex({reinterpret_cast<const char*>(table.bytes()),
+                       static_cast<size_t>(table.num_bytes())});
   }
   std::vector<float> values(static_cast<size_t>(p.numel()));
   p.get_row_major(values.data());

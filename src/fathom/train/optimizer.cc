@@ -10,37 +10,9 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kNormBlock = 4096;
-
 bool is_mtp(const Parameter& p) { return p.name.rfind("mtp.", 0) == 0; }
 
 }  // namespace
-
-double squared_grad_norm(const ExecContext& ctx, const Parameter& p) {
-  const int64_t n = p.numel();
-  const int64_t num_blocks = (n + kNormBlock - 1) / kNormBlock;
-  const float* grad = p.grad.f32();
-  const int64_t cols = p.kind == ParameterKind::kMatrix ? p.panels.cols : 1;
-  std::vector<double> blocks(static_cast<size_t>(num_blocks));
-  ctx.threads->parallel_for(num_blocks, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      double sum = 0.0;
-      int64_t row = b * kNormBlock / cols, col = b * kNormBlock % cols;
-      for (int64_t i = b * kNormBlock; i < std::min(n, (b + 1) * kNormBlock); ++i) {
-        const int64_t at = p.kind == ParameterKind::kMatrix ? p.panels.index(row, col) : i;
-        sum += static_cast<double>(grad[at]) * static_cast<double>(grad[at]);
-        if (++col == cols) {
-          col = 0;
-          ++row;
-        }
-      }
-      blocks[static_cast<size_t>(b)] = sum;
-    }
-  });
-  double total = 0.0;
-  for (double block : blocks) total += block;
-  return total;
-}
 
 Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
                      const std::function<bool(const Parameter&)>& is_trained, dist::Group group)
@@ -54,18 +26,26 @@ Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
   for (size_t i = 0; i < parameters_.size(); ++i) {
     AdamMoments m = {parameters_[i], {}, {}};
     if (is_mine(i)) {
-      m.exp_avg = Tensor::zeros(parameters_[i]->master.shape());
-      m.exp_avg_sq = Tensor::zeros(parameters_[i]->master.shape());
+      m.exp_avg = Tensor::zeros_on(parameters_[i]->device, parameters_[i]->master.shape());
+      m.exp_avg_sq = Tensor::zeros_on(parameters_[i]->device, parameters_[i]->master.shape());
     }
     moments_.push_back(std::move(m));
   }
 }
 
 /// By parameter, the same on every member: the owner's value, to which the others add 0.
-std::vector<double> Optimizer::squared_norms(const ExecContext& ctx) const {
-  std::vector<double> squares(parameters_.size());
+std::vector<double> Optimizer::squared_grad_norms(const ExecContext& ctx) const {
+  std::vector<NormTensor> grads;
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    if (is_mine(i)) squares[i] = squared_grad_norm(ctx, *parameters_[i]);
+    const Parameter& p = *parameters_[i];
+    const bool is_matrix = p.kind == ParameterKind::kMatrix;
+    if (is_mine(i)) grads.push_back({p.grad.f32(), p.numel(), is_matrix ? &p.panels : nullptr});
+  }
+  const std::vector<double> mine = squared_norms(ctx, grads);
+  std::vector<double> squares(parameters_.size());
+  size_t next = 0;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    if (is_mine(i)) squares[i] = mine[next++];
   }
   group_.sum(squares.data(), static_cast<int64_t>(squares.size()));
   return squares;
@@ -74,7 +54,7 @@ std::vector<double> Optimizer::squared_norms(const ExecContext& ctx) const {
 double Optimizer::step(const ExecContext& ctx, double lr) {
   sum_gradients(group_, parameters_, owners_);
   double main_square = 0.0, mtp_square = 0.0;
-  const std::vector<double> squares = squared_norms(ctx);
+  const std::vector<double> squares = squared_grad_norms(ctx);
   for (size_t i = 0; i < squares.size(); ++i) {
     const double square = squares[i];
     FATHOM_CHECK(std::isfinite(square), "optimizer: the gradient of ", parameters_[i]->name,
@@ -126,8 +106,10 @@ void Optimizer::zero_grad() {
 std::vector<AdamMoments> Optimizer::moments_to_fill() const {
   std::vector<AdamMoments> all = moments_;
   for (AdamMoments& m : all) {
-    if (!m.exp_avg.defined()) m.exp_avg = Tensor::zeros(m.parameter->master.shape());
-    if (!m.exp_avg_sq.defined()) m.exp_avg_sq = Tensor::zeros(m.parameter->master.shape());
+    if (!m.exp_avg.defined())
+      m.exp_avg = Tensor::zeros_on(m.parameter->device, m.parameter->master.shape());
+    if (!m.exp_avg_sq.defined())
+      m.exp_avg_sq = Tensor::zeros_on(m.parameter->device, m.parameter->master.shape());
   }
   return all;
 }

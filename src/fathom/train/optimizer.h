@@ -56,7 +56,7 @@ class Optimizer {
 
  private:
   bool is_mine(size_t i) const { return owners_[i] == group_.rank(); }
-  std::vector<double> squared_norms(const ExecContext& ctx) const;
+  std::vector<double> squared_grad_norms(const ExecContext& ctx) const;
 
   OptimizerOptions options_;
   dist::Group group_;
@@ -66,9 +66,5 @@ class Optimizer {
   int64_t num_steps_ = 0;
   float beta1_power_ = 1.0f, beta2_power_ = 1.0f;  // β^t
 };
-
-/// Squared L2 norm of a gradient in fp64: blocks of 4,096 elements of the row-major tensor, each
-/// block a chain upwards, blocks added upwards.
-double squared_grad_norm(const ExecContext& ctx, const Parameter& parameter);
 
 }  // namespace fathom

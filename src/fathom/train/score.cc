@@ -54,7 +54,7 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
   Tensor log_prob = Tensor::empty({n - 1});
   Tensor all_logits = options.with_logits ? Tensor::empty({n, V}) : Tensor();
   Tensor mtp_logits = options.with_mtp ? Tensor::empty({n - 1, V}) : Tensor();
-  SequenceState state(w.config, state_page_size(w.config), w.precision());
+  SequenceState state(w.config, state_page_size(w.config), w.precision(), ctx.device);
   for (int64_t begin = 0; begin < n; begin += options.chunk_tokens) {
     const int64_t end = std::min(n, begin + options.chunk_tokens);
     Batch batch;

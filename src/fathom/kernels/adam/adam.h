@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fathom/base/exec_context.h"
+#include "fathom/kernels/linear/panel.h"
 
 namespace fathom {
 
@@ -19,5 +21,14 @@ struct AdamStep {
 /// in adam_cpu.cc). All arrays [n]; order does not matter.
 void adam_update(const ExecContext& ctx, const AdamStep& s, int64_t n, const float* grad, float* w,
                  float* m, float* v);
+
+struct NormTensor {
+  const float* values;
+  int64_t n;                  // elements, without padding
+  const PanelLayout* layout;  // of a matrix; null: the values lie one after another
+};
+/// Squared L2 norm of each tensor in fp64: blocks of 4,096 elements of the row-major tensor, each
+/// block a chain upwards, blocks added upwards. Waits for the device.
+std::vector<double> squared_norms(const ExecContext& ctx, const std::vector<NormTensor>& tensors);
 
 }  // namespace fathom

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/compressor/compressor_cpu.h"
+#include "fathom/kernels/compressor/compressor_cuda.h"
 
 namespace fathom {
 namespace {
@@ -47,6 +48,9 @@ void compressor_fwd(const ExecContext& ctx, const CompressorFwd& p) {
   check_shape(p.ratio, p.coff, p.c);
   FATHOM_ASSERT(p.start_pos >= 0 && p.num_tokens >= 0, "start_pos = ", p.start_pos,
                 ", num_tokens = ", p.num_tokens);
+  if (ctx.device != nullptr) {
+    return compressor_fwd_runs(ctx, p, {{0, 0, p.start_pos, p.num_tokens, p.state}});
+  }
   ctx.threads->parallel_for(num_channel_blocks(p.c), block_grain(p.num_tokens * p.coff),
                             [&](int64_t begin, int64_t end) {
                               for (int64_t block = begin; block < end; ++block) {
@@ -57,9 +61,32 @@ void compressor_fwd(const ExecContext& ctx, const CompressorFwd& p) {
                             });
 }
 
+void compressor_fwd_runs(const ExecContext& ctx, const CompressorFwd& p,
+                         const std::vector<CompressorRun>& runs) {
+  check_shape(p.ratio, p.coff, p.c);
+  FATHOM_DEVICE_DISPATCH(ctx, compressor_fwd_runs, p, runs);
+  std::vector<float> fresh;
+  for (const CompressorRun& run : runs) {
+    CompressorFwd one = p;
+    one.v += run.first_row * p.coff * p.c;
+    one.g += run.first_row * p.coff * p.c;
+    one.entries += run.first_entry * p.c;
+    one.start_pos = run.start_pos;
+    one.num_tokens = run.num_tokens;
+    one.state = run.state;
+    if (run.state == nullptr) {
+      fresh.resize(static_cast<size_t>(compressor_state_size(p.coff, p.c)));
+      compressor_state_clear(fresh.data(), p.coff, p.c);
+      one.state = fresh.data();
+    }
+    compressor_fwd(ctx, one);
+  }
+}
+
 void compressor_bwd(const ExecContext& ctx, const CompressorBwd& p) {
   check_shape(p.ratio, p.coff, p.c);
   FATHOM_ASSERT(p.num_tokens >= 0, "num_tokens = ", p.num_tokens);
+  FATHOM_DEVICE_DISPATCH(ctx, compressor_bwd, p);
   const int64_t num_entries = p.num_tokens / p.ratio, blocks = num_channel_blocks(p.c);
   // Rows that reach no complete entry: the open window, and with overlap the A half of the last
   // complete window.

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fathom/base/exec_context.h"
 
@@ -19,7 +20,7 @@ namespace fathom {
 
 /// Floats of streaming state per compressor: coff states of (m, l, a), each [3, c]; open first.
 constexpr int64_t compressor_state_size(int64_t coff, int64_t c) { return coff * 3 * c; }
-/// The state before the first token of a sequence.
+/// The state before the first token of a sequence. In memory of the host.
 void compressor_state_clear(float* state, int64_t coff, int64_t c);
 
 /// One segment's new tokens at positions start_pos .. start_pos + num_tokens − 1.
@@ -34,6 +35,17 @@ struct CompressorFwd {
       entries;  // [num_completed, c]: entries start_pos/ratio .. (start_pos+num_tokens)/ratio − 1
 };
 void compressor_fwd(const ExecContext& ctx, const CompressorFwd& p);
+
+/// One of several stretches of tokens that are independent of each other.
+struct CompressorRun {
+  int64_t first_row;    // of v and g
+  int64_t first_entry;  // row of `entries`
+  int64_t start_pos, num_tokens;
+  float* state;  // as in CompressorFwd; null: a sequence begins, and what stays open is dropped
+};
+/// compressor_fwd of every run. Of p: v, g, ape, ratio, coff, c and entries, of all runs.
+void compressor_fwd_runs(const ExecContext& ctx, const CompressorFwd& p,
+                         const std::vector<CompressorRun>& runs);
 
 /// Gradient for a whole segment that started at position 0 with an empty state.
 ///   p_j = exp(g_j − m)/l; dv_j = p_j·de; dg_j = p_j·(v_j − e)·de; e and (m, l) recomputed as

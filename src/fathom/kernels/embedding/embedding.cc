@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/embedding/embedding_cpu.h"
+#include "fathom/kernels/embedding/embedding_cuda.h"
 
 namespace fathom {
 namespace {
@@ -23,6 +24,7 @@ void check_ids(const int32_t* ids, int64_t T) {
 
 void embedding_fwd(const ExecContext& ctx, const float* table, const int32_t* ids, int64_t T,
                    int64_t D, int64_t copies, float* out) {
+  FATHOM_DEVICE_DISPATCH(ctx, embedding_fwd, table, ids, T, D, copies, out);
   check_ids(ids, T);
   const size_t row_bytes = static_cast<size_t>(D) * sizeof(float);
   ctx.threads->parallel_for(T, kTokenGrain, [&](int64_t begin, int64_t end) {
@@ -37,6 +39,7 @@ void embedding_fwd(const ExecContext& ctx, const float* table, const int32_t* id
 void embedding_bwd(const ExecContext& ctx, const float* dout, const int32_t* ids, int64_t T,
                    int64_t D, int64_t copies, float* dtable) {
   FATHOM_ASSERT(copies >= 1, "copies = ", copies);
+  FATHOM_DEVICE_DISPATCH(ctx, embedding_bwd, dout, ids, T, D, copies, dtable);
   check_ids(ids, T);
   if (T == 0) return;
   // Threads own columns, so that every element of the table sees its tokens in order.

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/hyper_connection/hyper_connection_cpu.h"
+#include "fathom/kernels/hyper_connection/hyper_connection_cuda.h"
 #include "fathom/kernels/linear/linear.h"
 
 namespace fathom {
@@ -76,6 +77,8 @@ class TokenGradScratch {
 void hc_pre_fwd(const ExecContext& ctx, const HcShape& s, const HcWeights& w, const float* x,
                 float* y, float* post, float* comb) {
   check_shape(s);
+  if (s.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, hc_pre_fwd, s, w, x, y, post, comb);
   ctx.threads->parallel_for(s.T, token_grain(ctx, s.T), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, hc_pre_fwd_tokens, s, w, x, y, post, comb, begin, end);
   });
@@ -84,6 +87,8 @@ void hc_pre_fwd(const ExecContext& ctx, const HcShape& s, const HcWeights& w, co
 void hc_post_fwd(const ExecContext& ctx, const HcShape& s, const float* x, const float* f,
                  const float* post, const float* comb, float* out) {
   check_shape(s);
+  if (s.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, hc_post_fwd, s, x, f, post, comb, out);
   ctx.threads->parallel_for(s.T, token_grain(ctx, s.T), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, hc_post_fwd_tokens, s, x, f, post, comb, out, begin, end);
   });
@@ -93,6 +98,8 @@ void hc_post_bwd(const ExecContext& ctx, const HcShape& s, const float* x, const
                  const float* post, const float* comb, const float* dout, float* df, float* dpost,
                  float* dcomb, float* dx) {
   check_shape(s);
+  if (s.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, hc_post_bwd, s, x, f, post, comb, dout, df, dpost, dcomb, dx);
   ctx.threads->parallel_for(s.T, token_grain(ctx, s.T), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, hc_post_bwd_tokens, s, x, f, post, comb, dout, df, dpost, dcomb, dx,
                         begin, end);
@@ -104,6 +111,7 @@ void hc_pre_bwd(const ExecContext& ctx, const HcShape& s, const HcWeights& w, co
                 const HcGrads& grads) {
   check_shape(s);
   if (s.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, hc_pre_bwd, s, w, x, dy, dpost, dcomb, dx, grads);
   const TokenGradScratch scratch(s.T, (2 + s.M) * s.M, 3);
   const HcTokenGrads token = scratch.pointers();
   ctx.threads->parallel_for(s.T, token_grain(ctx, s.T), [&](int64_t begin, int64_t end) {
@@ -117,6 +125,8 @@ void hc_pre_bwd(const ExecContext& ctx, const HcShape& s, const HcWeights& w, co
 void hc_head_fwd(const ExecContext& ctx, const HcShape& s, const HcWeights& w, const float* x,
                  float* h) {
   check_shape(s);
+  if (s.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, hc_head_fwd, s, w, x, h);
   ctx.threads->parallel_for(s.T, token_grain(ctx, s.T), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, hc_head_fwd_tokens, s, w, x, h, begin, end);
   });
@@ -126,6 +136,7 @@ void hc_head_bwd(const ExecContext& ctx, const HcShape& s, const HcWeights& w, c
                  const float* dh, float* dx, const HcGrads& grads) {
   check_shape(s);
   if (s.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, hc_head_bwd, s, w, x, dh, dx, grads);
   const TokenGradScratch scratch(s.T, s.M, 1);
   const HcTokenGrads token = scratch.pointers();
   ctx.threads->parallel_for(s.T, token_grain(ctx, s.T), [&](int64_t begin, int64_t end) {

@@ -21,7 +21,7 @@ struct Case {
   HcRefWeights ref_weights() const {
     return {to_double(fn_rows), to_double(base), to_double(scale)};
   }
-  PanelLayout layout() const { return {.rows = N, .cols = s.M * s.D}; }
+  PanelLayout layout() const { return {.rows = N, .cols = s.M * s.D, .panel_rows = kWeightPanelRows}; }
 };
 
 Case make_case(int64_t T, int64_t M, int64_t D, bool head, uint32_t seed) {
@@ -142,7 +142,7 @@ TEST(HyperConnectionTest, ForwardBitsDoNotDependOnBatchThreadsOrInstructionSet) 
     const Case h = make_case(37, M, M == 4 ? 1100 : 21, true, 12);
     const int64_t D = c.s.D;
     ThreadPool one(1);
-    const ExecContext base{&one, CpuIsa::kAvx2};
+    const ExecContext base = base_context(&one);
     const PreOut expected = run_pre(base, c, 0, c.s.T);
     std::vector<float> out_expected(size(c.s.T * M * D)), head_expected(size(c.s.T * D));
     hc_post_fwd(base, c.s, c.x.data(), expected.y.data(), expected.post.data(),
@@ -364,7 +364,7 @@ TEST(HyperConnectionTest, BackwardBitsDoNotDependOnMicroBatchesThreadsOrInstruct
     return all;
   };
   ThreadPool one(1);
-  const ExecContext base{&one, CpuIsa::kAvx2};
+  const ExecContext base = base_context(&one);
   PreGrads expected = start();
   run_pre_bwd(base, c, dy, dpost, dcomb, 0, T, expected);
   const auto post_expected = post_grads(base);

@@ -7,6 +7,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/indexer/indexer_cpu.h"
+#include "fathom/kernels/indexer/indexer_cuda.h"
 
 namespace fathom {
 namespace {
@@ -85,6 +86,7 @@ void select_topk(const float* scores, int64_t n, int64_t topk, int32_t* picks) {
 void indexer_topk(const ExecContext& ctx, const IndexerTopk& p) {
   FATHOM_ASSERT(p.topk > 0 && p.Hi > 0 && p.di > 0, "topk = ", p.topk, ", Hi = ", p.Hi,
                 ", di = ", p.di);
+  FATHOM_DEVICE_DISPATCH(ctx, indexer_topk, p);
   std::vector<ScoreBlock> blocks;
   std::vector<float> scores;
   struct Scored {
@@ -98,7 +100,8 @@ void indexer_topk(const ExecContext& ctx, const IndexerTopk& p) {
     int64_t num_scores = 0;
     for (last = first; last < p.T; ++last) {
       const int64_t visible = p.num_visible[last];
-      FATHOM_ASSERT(visible >= 0, "query ", last, " sees ", visible, " entries");
+      FATHOM_ASSERT(visible >= 0 && visible <= p.max_visible, "query ", last, " sees ", visible,
+                    " entries, max_visible = ", p.max_visible);
       const EntryFormat& format = p.segment_pages[p.segment_of[last]].format;
       FATHOM_ASSERT(visible == 0 || format.width == p.di, "keys of width ", format.width,
                     ", di = ", p.di);

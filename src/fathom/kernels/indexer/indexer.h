@@ -19,8 +19,9 @@ struct IndexerTopk {
   const int32_t* segment_of;      // [T]
   const int32_t* num_visible;     // [T] entries 0 .. num_visible−1 may be picked
   int64_t T, Hi, di, topk;
-  int32_t* picks;      // [T, topk] ascending, −1 beyond num_picks
-  int32_t* num_picks;  // [T] = min(topk, num_visible)
+  int64_t max_visible;  // no num_visible is larger
+  int32_t* picks;       // [T, topk] ascending, −1 beyond num_picks
+  int32_t* num_picks;   // [T] = min(topk, num_visible)
 };
 /// Errors: UserError when a score is NaN.
 void indexer_topk(const ExecContext& ctx, const IndexerTopk& p);

@@ -89,6 +89,8 @@ struct Problem {
             .Hi = Hi,
             .di = di,
             .topk = topk,
+            .max_visible =
+                num_visible.empty() ? 0 : *std::max_element(num_visible.begin(), num_visible.end()),
             .picks = picks->data(),
             .num_picks = num_picks->data()};
   }

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/linear/linear_cpu.h"
+#include "fathom/kernels/linear/linear_cuda.h"
 
 namespace fathom {
 namespace {
@@ -85,6 +86,7 @@ int64_t check_groups(const GroupedLinear& g) {
                   ", row_begin[", i + 1, "] = ", g.row_begin[i + 1]);
     rows = g.row_begin[i + 1];
   }
+  FATHOM_ASSERT(rows == g.num_rows, "num_rows = ", g.num_rows, ", the groups have ", rows);
   check_shape(rows, g.N, g.K);
   return rows;
 }
@@ -104,6 +106,7 @@ void linear_fwd(const ExecContext& ctx, const LinearFwd& p) {
   FATHOM_ASSERT(p.x_stride >= p.K && p.y_stride >= p.N, "x_stride = ", p.x_stride, ", K = ", p.K,
                 ", y_stride = ", p.y_stride, ", N = ", p.N);
   if (p.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, linear_fwd, p);
   const int64_t panels = ceil_div(p.N, kPanelRows), fmas = p.T * p.N * p.K;
   if (fmas <= kRangeFmas) {
     FATHOM_CPU_DISPATCH(ctx, linear_fwd_rectangle, p, Rectangle{0, p.T, 0, panels});
@@ -120,6 +123,7 @@ void linear_bwd_input(const ExecContext& ctx, const LinearBwdInput& p) {
   check_shape(p.T, p.N, p.K);
   FATHOM_ASSERT(p.dy_stride >= p.N && p.dx_stride >= p.K, "dy_stride = ", p.dy_stride,
                 ", N = ", p.N, ", dx_stride = ", p.dx_stride, ", K = ", p.K);
+  FATHOM_DEVICE_DISPATCH(ctx, linear_bwd_input, p);
   std::vector<Item> items;
   add_items(0, p.T, kBwdInputRows, ceil_div(p.K, kPanelRows), kBwdInputPanels, items);
   for_each_item(ctx, items, p.T * p.N * p.K, [&](const Item& item) {
@@ -132,6 +136,7 @@ void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p) {
   FATHOM_ASSERT(p.dy_stride >= p.N && p.x_stride >= p.K, "dy_stride = ", p.dy_stride, ", N = ", p.N,
                 ", x_stride = ", p.x_stride, ", K = ", p.K);
   if (p.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, linear_bwd_weight, p);
   std::vector<Item> items;
   add_items(0, p.K, bwd_weight_rows(ctx, 1, p.N, p.K), ceil_div(p.N, kPanelRows), kBwdWeightPanels,
             items);
@@ -142,8 +147,9 @@ void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p) {
 
 void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const float* x,
                         const float* const* w_panels, float* y, int num_parts, int64_t k_block) {
-  const int64_t rows = check_groups(g);
   check_parts(g.K, num_parts, k_block);
+  FATHOM_DEVICE_DISPATCH(ctx, grouped_linear_fwd, g, x, w_panels, y, num_parts, k_block);
+  const int64_t rows = check_groups(g);
   std::vector<Item> items;
   for (int64_t i = 0; i < g.num_groups; ++i) {
     add_items(i, g.row_begin[i + 1] - g.row_begin[i], kFwdRows, ceil_div(g.N, kPanelRows),
@@ -167,6 +173,7 @@ void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const fl
 
 void grouped_linear_bwd_input(const ExecContext& ctx, const GroupedLinear& g, const float* dy,
                               const float* const* w_panels, float* dx, bool accumulate) {
+  FATHOM_DEVICE_DISPATCH(ctx, grouped_linear_bwd_input, g, dy, w_panels, dx, accumulate);
   const int64_t rows = check_groups(g);
   std::vector<Item> items;
   for (int64_t i = 0; i < g.num_groups; ++i) {
@@ -184,6 +191,7 @@ void grouped_linear_bwd_input(const ExecContext& ctx, const GroupedLinear& g, co
 
 void grouped_linear_bwd_weight(const ExecContext& ctx, const GroupedLinear& g, const float* x,
                                const float* dy, float* const* dw_panels) {
+  FATHOM_DEVICE_DISPATCH(ctx, grouped_linear_bwd_weight, g, x, dy, dw_panels);
   const int64_t rows = check_groups(g);
   const int64_t row_step = bwd_weight_rows(ctx, g.num_groups, g.N, g.K);
   std::vector<Item> items;

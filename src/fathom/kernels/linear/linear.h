@@ -1,4 +1,5 @@
-// Products with a weight matrix in panel layout (panel.h): y = x Wᵀ and its two gradients, fp32.
+// Products with a weight matrix: y = x Wᵀ and its two gradients, fp32. Weights are in panel layout
+// (panel.h) on the CPU and row-major, which is panels of one row, on a device.
 #pragma once
 
 #include <cstdint>
@@ -61,10 +62,12 @@ void linear_bwd_weight(const ExecContext& ctx, const LinearBwdWeight& p);
 /// The same three products for many weight matrices of one shape (routed experts): group g owns
 /// rows row_begin[g] .. row_begin[g+1] of x and y and the matrix w_panels[g]. Empty groups are
 /// skipped. Per row and per element the arithmetic is that of the functions above.
+/// On a device all arrays lie there, row_begin and the tables of pointers too.
 struct GroupedLinear {
   int64_t num_groups;
   const int64_t* row_begin;  // [num_groups + 1], ascending, row_begin[0] = 0
   int64_t N, K;
+  int64_t num_rows;  // row_begin[num_groups]
 };
 /// y [R, N] = x [R, K] · W_g(row)ᵀ, rows contiguous.
 void grouped_linear_fwd(const ExecContext& ctx, const GroupedLinear& g, const float* x,

@@ -26,13 +26,20 @@ const std::vector<Shape> kShapes = {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
+/// The layout of a weight where the tests run.
+PanelLayout weight(int64_t rows, int64_t cols, int64_t num_blocks = 1) {
+  return {rows, cols, num_blocks, kWeightPanelRows};
+}
+
 Floats pack(const Floats& row_major, const PanelLayout& layout) {
+  if (layout.panel_rows == 1) return row_major;
   Floats panels(at(layout.size()), 7.0f);
   pack_panels(row_major.data(), layout, panels.data());
   return panels;
 }
 
 Floats unpack(const Floats& panels, const PanelLayout& layout) {
+  if (layout.panel_rows == 1) return panels;
   Floats row_major(at(layout.rows * layout.cols), 7.0f);
   unpack_panels(panels.data(), layout, row_major.data());
   return row_major;
@@ -156,7 +163,7 @@ TEST(LinearTest, BlocksOfAPartAreChainsAddedUpwards) {
                                      {7, 16, 129},  {13, 80, 384}, {100, 70, 300}, {200, 64, 128}};
   for (const Shape& s : shapes) {
     const Floats x = random_floats(s.T * s.K, -1, 1, 5), w = random_floats(s.N * s.K, -1, 1, 6);
-    const Floats panels = pack(w, {s.N, s.K, 1});
+    const Floats panels = pack(w, weight(s.N, s.K));
     for (const int64_t block : {128, 32, 5}) {
       for (const int parts : {1, 2, 4}) {
         if (s.K % parts != 0) continue;
@@ -174,8 +181,8 @@ TEST(LinearTest, BlocksOfAPartAreChainsAddedUpwards) {
           const int64_t begin[] = {0, s.T / 3, s.T};
           const float* matrices[] = {panels.data(), panels.data()};
           Floats grouped(at(s.T * s.N), 9.0f);
-          grouped_linear_fwd(ctx, {2, begin, s.N, s.K}, x.data(), matrices, grouped.data(), parts,
-                             block);
+          grouped_linear_fwd(ctx, {2, begin, s.N, s.K, s.T}, x.data(), matrices, grouped.data(),
+                             parts, block);
           expect_same_bits(grouped, expected, name_of(context, s) + what + " grouped");
         });
       }
@@ -186,7 +193,7 @@ TEST(LinearTest, BlocksOfAPartAreChainsAddedUpwards) {
 TEST(LinearTest, ForwardIsOneChainPerElement) {
   for (const Shape& s : kShapes) {
     const Floats x = random_floats(s.T * s.K, -1, 1, 1), w = random_floats(s.N * s.K, -1, 1, 2);
-    const Floats panels = pack(w, {s.N, s.K, 1});
+    const Floats panels = pack(w, weight(s.N, s.K));
     const Floats expected = fwd_in_order(s, x, w, 1);
     // A chain of K roundings of partial sums below K.
     const double kd = static_cast<double>(s.K);
@@ -209,7 +216,7 @@ TEST(LinearTest, PartsAreCombinedByThePairwiseTree) {
   for (const Shape& s : {Shape{1, 40, 128}, Shape{2, 100, 64}, Shape{7, 64, 256},
                          Shape{150, 30, 48}, Shape{3, 16, 8}}) {
     const Floats x = random_floats(s.T * s.K, -1, 1, 3), w = random_floats(s.N * s.K, -1, 1, 4);
-    const Floats panels = pack(w, {s.N, s.K, 1});
+    const Floats panels = pack(w, weight(s.N, s.K));
     for (const int parts : {1, 2, 4, 8}) {
       const Floats expected = fwd_in_order(s, x, w, parts);
       for_each_context([&](const ExecContext& ctx, const std::string& context) {
@@ -224,7 +231,7 @@ TEST(LinearTest, PartsAreCombinedByThePairwiseTree) {
 TEST(LinearTest, OneBlockOfABlockedLayoutIsAMatrixOfItsOwn) {
   const int64_t blocks = 3, n = 20, K = 33, T = 9;
   const Floats x = random_floats(T * K, -1, 1, 5), w = random_floats(blocks * n * K, -1, 1, 6);
-  const PanelLayout layout{blocks * n, K, blocks};
+  const PanelLayout layout = weight(blocks * n, K, blocks);
   const Floats panels = pack(w, layout);
   for_each_context([&](const ExecContext& ctx, const std::string& context) {
     for (int64_t b = 0; b < blocks; ++b) {
@@ -240,7 +247,7 @@ TEST(LinearTest, InputGradientIsOneChainPerElement) {
   for (const Shape& s : kShapes) {
     const Floats dy = random_floats(s.T * s.N, -1, 1, 7), w = random_floats(s.N * s.K, -1, 1, 8),
                  before = random_floats(s.T * s.K, -1, 1, 9);
-    const Floats panels = pack(w, {s.N, s.K, 1});
+    const Floats panels = pack(w, weight(s.N, s.K));
     const Floats fresh = bwd_input_in_order(s, dy, w, Floats(before.size()));
     const Floats added = bwd_input_in_order(s, dy, w, before);
     const double nd = static_cast<double>(s.N);
@@ -264,7 +271,7 @@ TEST(LinearTest, WeightGradientContinuesItsChain) {
   for (const Shape& s : kShapes) {
     const Floats x = random_floats(s.T * s.K, -1, 1, 10), dy = random_floats(s.T * s.N, -1, 1, 11),
                  before = random_floats(s.N * s.K, -1, 1, 12);
-    const PanelLayout layout{s.N, s.K, 1};
+    const PanelLayout layout = weight(s.N, s.K);
     const Floats expected = bwd_weight_in_order(s, x, dy, before);
     const double td = static_cast<double>(s.T);
     expect_close(bwd_weight_in_order(s, x, dy, Floats(before.size())),
@@ -293,7 +300,7 @@ TEST(LinearTest, PaddingStaysZeroWhereInputsAreNotFinite) {
   const int64_t T = 3, N = 5, K = 4;
   const float inf = std::numeric_limits<float>::infinity();
   const Floats x(at(T * K), inf), dy(at(T * N), 1.0f);
-  const PanelLayout layout{N, K, 1};
+  const PanelLayout layout = weight(N, K);
   for_each_context([&](const ExecContext& ctx, const std::string& context) {
     Floats dw(at(layout.size()));
     linear_bwd_weight(ctx, {x.data(), K, dy.data(), N, dw.data(), T, N, K});
@@ -304,7 +311,7 @@ TEST(LinearTest, PaddingStaysZeroWhereInputsAreNotFinite) {
 TEST(LinearTest, RowsDoNotDependOnTheirNeighbours) {
   const Shape s{50, 130, 96};
   const Floats x = random_floats(s.T * s.K, -1, 1, 13), w = random_floats(s.N * s.K, -1, 1, 14);
-  const Floats panels = pack(w, {s.N, s.K, 1});
+  const Floats panels = pack(w, weight(s.N, s.K));
   for_each_context([&](const ExecContext& ctx, const std::string& context) {
     Floats all(at(s.T * s.N));
     linear_fwd(ctx, {x.data(), s.K, panels.data(), all.data(), s.N, s.T, s.N, s.K, 2});
@@ -326,7 +333,7 @@ TEST(LinearTest, GroupsAreTheirOwnProducts) {
   const int64_t groups = static_cast<int64_t>(begin.size()) - 1, R = begin.back();
   const Floats x = random_floats(R * K, -1, 1, 15), dy = random_floats(R * N, -1, 1, 16),
                dx_before = random_floats(R * K, -1, 1, 17);
-  const PanelLayout layout{N, K, 1};
+  const PanelLayout layout = weight(N, K);
   std::vector<Floats> w, dw_before;
   std::vector<const float*> w_panels;
   for (int64_t g = 0; g < groups; ++g) {
@@ -334,7 +341,7 @@ TEST(LinearTest, GroupsAreTheirOwnProducts) {
     dw_before.push_back(pack(random_floats(N * K, -1, 1, static_cast<uint32_t>(40 + g)), layout));
   }
   for (const Floats& m : w) w_panels.push_back(m.data());
-  const GroupedLinear problem{groups, begin.data(), N, K};
+  const GroupedLinear problem{groups, begin.data(), N, K, begin.back()};
   for_each_context([&](const ExecContext& ctx, const std::string& context) {
     Floats y(at(R * N)), dx(at(R * K), 9.0f), dx_added = dx_before;
     std::vector<Floats> dw = dw_before;

@@ -9,9 +9,9 @@ namespace {
 
 void check_layout(const PanelLayout& layout) {
   FATHOM_ASSERT(layout.rows >= 0 && layout.cols >= 0 && layout.num_blocks >= 1 &&
-                    layout.rows % layout.num_blocks == 0,
+                    layout.rows % layout.num_blocks == 0 && layout.panel_rows == kPanelRows,
                 "rows = ", layout.rows, ", cols = ", layout.cols,
-                ", num_blocks = ", layout.num_blocks);
+                ", num_blocks = ", layout.num_blocks, ", panel_rows = ", layout.panel_rows);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "fathom/base/error.h"
 #include "fathom/kernels/linear/linear.h"
 #include "fathom/kernels/log_prob/log_prob_cpu.h"
+#include "fathom/kernels/log_prob/log_prob_cuda.h"
 
 namespace fathom {
 namespace {
@@ -17,10 +18,11 @@ constexpr int64_t kColumnBlock = 4096;  // and columns, a multiple of a panel: 2
 constexpr int64_t kRowGrain = 4;
 constexpr SoftmaxStats kNoLogits = {-HUGE_VALF, 0, 0};
 
-void check_request(const LogProbFwd& p) {
+void check_request(const ExecContext& ctx, const LogProbFwd& p) {
   FATHOM_ASSERT(p.R >= 0 && p.D >= 1 && p.V >= 1, "R = ", p.R, ", D = ", p.D, ", V = ", p.V);
   FATHOM_CHECK(p.temperature > 0 && std::isfinite(p.temperature),
                "log_prob: the temperature must be positive and finite, got ", p.temperature);
+  if (ctx.device != nullptr) return;  // the kernel checks the targets
   for (int64_t r = 0; r < p.R; ++r) {
     FATHOM_CHECK(p.targets[r] >= 0 && p.targets[r] < p.V, "log_prob: token id ", p.targets[r],
                  " at row ", r, " is outside the vocabulary of ", p.V, " tokens");
@@ -76,8 +78,9 @@ float log_sum_exp(const ExecContext& ctx, const float* z, int64_t vocab) {
 }
 
 void log_prob_fwd(const ExecContext& ctx, const LogProbFwd& p) {
-  check_request(p);
+  check_request(ctx, p);
   if (p.R == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, log_prob_fwd, p);
   const int64_t chunk = vocab_chunk_size(p.V);
   const int64_t chunks_at_once = std::max<int64_t>(1, (kColumnBlock - kPanelRows) / chunk);
   const int64_t group = chunk * chunks_at_once;
@@ -127,9 +130,10 @@ void log_prob_fwd(const ExecContext& ctx, const LogProbFwd& p) {
 
 void log_prob_bwd(const ExecContext& ctx, const LogProbBwd& p) {
   const LogProbFwd& f = p.fwd;
-  check_request(f);
+  check_request(ctx, f);
   if (f.R == 0) return;
   FATHOM_ASSERT(f.lse != nullptr && (p.dentropy == nullptr || f.entropy != nullptr));
+  FATHOM_DEVICE_DISPATCH(ctx, log_prob_bwd, p);
   const LogProbRowGrads grads{f.targets, f.lse, p.dlog_probs, f.entropy, p.dentropy};
   const int64_t stride = round_up(std::min(kColumnBlock, f.V), kPanelRows);
   const auto scratch = logit_scratch(f, stride);

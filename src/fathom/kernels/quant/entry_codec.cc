@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "fathom/base/error.h"
+#include "fathom/kernels/quant/entry_cuda.h"
 #include "fathom/kernels/quant/quant_cpu.h"
 #include "fathom/numerics/formats.h"
 
@@ -59,6 +60,14 @@ void encode_entries(const EntryFormat& f, const float* rows, int64_t count, uint
     for (int64_t i = 0; i < f.fp8_channels; i += f.fp8_block) {
       *scales++ = encode_fp8(rows + i, std::min(f.fp8_block, f.fp8_channels - i), out + i);
     }
+  }
+}
+
+void encode_entry_runs(const ExecContext& ctx, const EntryFormat& format, const float* rows,
+                       const std::vector<EntryRun>& runs) {
+  FATHOM_DEVICE_DISPATCH(ctx, encode_entry_runs, format, rows, runs);
+  for (const EntryRun& r : runs) {
+    encode_entries(format, rows + r.first_row * format.width, r.count, r.to);
   }
 }
 

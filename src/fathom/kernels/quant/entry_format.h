@@ -36,6 +36,7 @@ struct KeyPages {
   const void* const* pages = nullptr;
   int64_t entries_per_page = 1;
   EntryFormat format;
+  int64_t num_pages = 0;  // in `pages`; kernels do not read it
 };
 
 }  // namespace fathom

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/quant/quant_cpu.h"
+#include "fathom/kernels/quant/quant_cuda.h"
 #include "fathom/numerics/formats.h"
 
 namespace fathom {
@@ -20,6 +21,7 @@ int64_t row_grain(int64_t n) {
 }  // namespace
 
 void round_bf16(const ExecContext& ctx, const float* x, int64_t n, float* out) {
+  FATHOM_DEVICE_DISPATCH(ctx, round_bf16, x, n, out);
   ctx.threads->parallel_for(n, kElementGrain, [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, round_bf16_elements, x, out, begin, end);
   });
@@ -32,6 +34,7 @@ void round_bf16_serial(const float* x, int64_t n, float* out) {
 void simulate_fp8_rows(const ExecContext& ctx, const Fp8Rows& p) {
   FATHOM_ASSERT(p.n >= 0 && p.block >= 1 && p.x_stride >= p.n && p.out_stride >= p.n, "n = ", p.n,
                 ", block = ", p.block, ", strides ", p.x_stride, " and ", p.out_stride);
+  FATHOM_DEVICE_DISPATCH(ctx, simulate_fp8_rows, p);
   ctx.threads->parallel_for(p.num_rows, row_grain(p.n), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, simulate_fp8_row_range, p, begin, end);
   });
@@ -40,9 +43,16 @@ void simulate_fp8_rows(const ExecContext& ctx, const Fp8Rows& p) {
 void hadamard_rows_bf16(const ExecContext& ctx, int64_t num_rows, int64_t n, float* x) {
   FATHOM_ASSERT(n >= 1 && (n & (n - 1)) == 0, "n = ", n, " is no power of two");
   const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(n)));
+  FATHOM_DEVICE_DISPATCH(ctx, hadamard_rows_bf16, num_rows, n, scale, x);
   ctx.threads->parallel_for(num_rows, row_grain(n), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, hadamard_row_range, x, n, scale, begin, end);
   });
+}
+
+void simulate_fp8_matrix(const ExecContext& ctx, const float* w, const PanelLayout& layout,
+                         float* out) {
+  FATHOM_DEVICE_DISPATCH(ctx, simulate_fp8_blocks, w, layout.rows, layout.cols, out);
+  simulate_fp8_panels(w, layout, out);
 }
 
 void simulate_fp8_panels(const float* panels, const PanelLayout& layout, float* out) {

@@ -39,6 +39,11 @@ void hadamard_rows_bf16(const ExecContext& ctx, int64_t num_rows, int64_t n, flo
 /// Errors: UserError that names the element when one is not finite.
 void simulate_fp8_panels(const float* panels, const PanelLayout& layout, float* out);
 
+/// The same where the context computes: panels on the CPU, row-major on a device, where an element
+/// that is not finite is told as a device fault.
+void simulate_fp8_matrix(const ExecContext& ctx, const float* w, const PanelLayout& layout,
+                         float* out);
+
 /// Round of a whole parameter on the calling thread, the bits of round_bf16.
 void round_bf16_serial(const float* x, int64_t n, float* out);
 

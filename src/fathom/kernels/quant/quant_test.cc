@@ -201,6 +201,24 @@ TEST(QuantTest, AProductOfDecodedBlocksIsThatOfTheCodesScaled) {
   expect_same_bits(got, want, "decoded");
 }
 
+TEST(QuantTest, AMatrixIsQuantisedAlikeInEitherLayout) {
+  const int64_t N = 300, K = 260;
+  std::vector<float> w = random_floats(N * K, -2, 2, 17);
+  for (int64_t i = 0; i < N * K; i += 3) w[i] *= 0x1p-12f;
+  const PanelLayout panels{N, K, 1}, where{N, K, 1, kWeightPanelRows};
+  std::vector<float> packed(static_cast<size_t>(panels.size())), want(w.size());
+  pack_panels(w.data(), panels, packed.data());
+  simulate_fp8_panels(packed.data(), panels, packed.data());
+  unpack_panels(packed.data(), panels, want.data());
+  for_each_context([&](const ExecContext& ctx, const std::string& name) {
+    std::vector<float> in(static_cast<size_t>(where.size()), 0.0f), out(in.size()), got;
+    for (int64_t i = 0; i < N * K; ++i) in[where.index(i / K, i % K)] = w[i];
+    simulate_fp8_matrix(ctx, in.data(), where, out.data());
+    for (int64_t i = 0; i < N * K; ++i) got.push_back(out[where.index(i / K, i % K)]);
+    expect_same_bits(got, want, name);
+  });
+}
+
 TEST(QuantTest, WeightPanelsAreTheBytesThatQuantiseFp8Writes) {
   ThreadPool pool(2);
   const ExecContext ctx{&pool, detect_cpu_isa()};

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/rms_norm/rms_norm_cpu.h"
+#include "fathom/kernels/rms_norm/rms_norm_cuda.h"
 
 namespace fathom {
 namespace {
@@ -16,6 +17,7 @@ int64_t row_grain(int64_t N) { return std::max<int64_t>(1, 16384 / N); }
 
 void rms_norm_fwd(const ExecContext& ctx, const RmsNormFwd& p) {
   FATHOM_ASSERT(p.N > 0, "N = ", p.N);
+  FATHOM_DEVICE_DISPATCH(ctx, rms_norm_fwd, p);
   ctx.threads->parallel_for(p.num_rows, row_grain(p.N), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, rms_norm_fwd_rows, p, begin, end);
   });
@@ -24,6 +26,7 @@ void rms_norm_fwd(const ExecContext& ctx, const RmsNormFwd& p) {
 void rms_norm_bwd(const ExecContext& ctx, const RmsNormBwd& p) {
   FATHOM_ASSERT(p.N > 0, "N = ", p.N);
   FATHOM_ASSERT(!p.accumulate || p.dx != p.dy, "dx cannot be dy's memory and be added to");
+  FATHOM_DEVICE_DISPATCH(ctx, rms_norm_bwd, p);
   std::vector<float> rho(static_cast<size_t>(p.num_rows));
   ctx.threads->parallel_for(p.num_rows, row_grain(p.N), [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, rms_norm_rho_rows, p, rho.data(), begin, end);

@@ -6,6 +6,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/rope/rope_cpu.h"
+#include "fathom/kernels/rope/rope_cuda.h"
 
 namespace fathom {
 
@@ -50,6 +51,8 @@ std::vector<float> rope_frequencies(int64_t rope_dim, double base, const RopeSca
 void rope_table(const ExecContext& ctx, const int64_t* positions, int64_t num_positions,
                 const float* frequencies, int64_t num_frequencies, float* cos, float* sin) {
   FATHOM_ASSERT(num_frequencies > 0, "num_frequencies = ", num_frequencies);
+  FATHOM_DEVICE_DISPATCH(ctx, rope_table, positions, num_positions, frequencies, num_frequencies,
+                         cos, sin);
   const int64_t grain = std::max<int64_t>(1, 2048 / num_frequencies);
   ctx.threads->parallel_for(num_positions, grain, [&](int64_t begin, int64_t end) {
     FATHOM_CPU_DISPATCH(ctx, rope_table_rows, positions, frequencies, num_frequencies, cos, sin,
@@ -60,6 +63,7 @@ void rope_table(const ExecContext& ctx, const int64_t* positions, int64_t num_po
 void rope_apply(const ExecContext& ctx, const RopeApply& p) {
   FATHOM_ASSERT(p.rope_dim > 0 && p.rope_dim % 2 == 0 && p.rope_dim <= p.head_dim,
                 "rope_dim = ", p.rope_dim, ", head_dim = ", p.head_dim);
+  FATHOM_DEVICE_DISPATCH(ctx, rope_apply, p);
   const int64_t grain =
       std::max<int64_t>(1, 16384 / std::max<int64_t>(1, p.num_heads * p.rope_dim));
   ctx.threads->parallel_for(p.num_rows, grain, [&](int64_t begin, int64_t end) {

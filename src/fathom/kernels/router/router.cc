@@ -1,10 +1,12 @@
 #include "fathom/kernels/router/router.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/router/router_cpu.h"
+#include "fathom/kernels/router/router_cuda.h"
 
 namespace fathom {
 namespace {
@@ -39,6 +41,7 @@ void router_fwd(const ExecContext& ctx, const RouterFwd& p) {
                ")\n  fix: check num_experts_per_tok and n_routed_experts in config.json");
   FATHOM_ASSERT(p.tid2eid == nullptr || p.token_ids != nullptr || p.replay_idx != nullptr ||
                 p.T == 0);
+  FATHOM_DEVICE_DISPATCH(ctx, router_fwd, p);
   ctx.threads->parallel_for(p.T, kTokenGrain, [&](int64_t begin, int64_t end) {
     if (p.replay_idx != nullptr) {
       for (int64_t t = begin; t < end; ++t) {
@@ -58,12 +61,25 @@ void router_fwd(const ExecContext& ctx, const RouterFwd& p) {
 }
 
 void router_bwd(const ExecContext& ctx, const RouterBwd& p) {
+  FATHOM_DEVICE_DISPATCH(ctx, router_bwd, p);
   ctx.threads->parallel_for(p.T, kTokenGrain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       check_indices("the forward pass", p.topk_idx + t * p.K, t, p.K, p.E);
     }
     FATHOM_CPU_DISPATCH(ctx, router_bwd_tokens, p, begin, end);
   });
+}
+
+void sort_by_expert(const ExecContext& ctx, int64_t num_slots, int64_t E, const int32_t* topk_idx,
+                    int32_t* slot_row, int64_t* row_begin) {
+  FATHOM_DEVICE_DISPATCH(ctx, sort_by_expert, num_slots, E, topk_idx, slot_row, row_begin);
+  std::fill_n(row_begin, E + 1, 0);
+  for (int64_t i = 0; i < num_slots; ++i) ++row_begin[topk_idx[i] + 1];
+  for (int64_t e = 0; e < E; ++e) row_begin[e + 1] += row_begin[e];
+  std::vector<int64_t> next(row_begin, row_begin + E);
+  for (int64_t i = 0; i < num_slots; ++i) {
+    slot_row[i] = static_cast<int32_t>(next[static_cast<size_t>(topk_idx[i])]++);
+  }
 }
 
 }  // namespace fathom

@@ -37,4 +37,11 @@ struct RouterBwd {
 };
 void router_bwd(const ExecContext& ctx, const RouterBwd& p);
 
+/// Rows of experts, sorted by expert and inside an expert by (token, slot).
+/// @param topk_idx [num_slots] the expert of each (token, slot)
+/// @param slot_row [num_slots] the row of each (token, slot)
+/// @param row_begin [E + 1] first row of each expert
+void sort_by_expert(const ExecContext& ctx, int64_t num_slots, int64_t E, const int32_t* topk_idx,
+                    int32_t* slot_row, int64_t* row_begin);
+
 }  // namespace fathom

@@ -6,6 +6,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/sparse_attention/sparse_attention_cpu.h"
+#include "fathom/kernels/sparse_attention/sparse_attention_cuda.h"
 
 namespace fathom {
 namespace {
@@ -24,7 +25,9 @@ KeyCounts count_keys(const SparseAttentionFwd& p) {
   KeyCounts counts;
   for (int64_t t = 0; t < p.T; ++t) {
     const int64_t window = p.window_count[t], num_picks = p.num_picks[t];
-    FATHOM_ASSERT(window >= 1, "query ", t, " sees ", window, " window rows");
+    FATHOM_ASSERT(window >= 1 && window <= p.max_window && num_picks <= p.max_picks, "query ", t,
+                  " sees ", window, " window rows and ", num_picks,
+                  " entries, max_window = ", p.max_window, ", max_picks = ", p.max_picks);
     FATHOM_ASSERT(num_picks >= 0 && (p.picks == nullptr || num_picks <= p.picks_stride), "query ",
                   t, " has ", num_picks, " picks in a row of ", p.picks_stride);
     counts.max_window = std::max(counts.max_window, window);
@@ -91,6 +94,7 @@ PairsOfKeys sort_pairs(const SparseAttentionBwd& b, int64_t query_begin, int64_t
 void sparse_attention_fwd(const ExecContext& ctx, const SparseAttentionFwd& p) {
   FATHOM_ASSERT(p.H > 0 && p.hd > 0, "H = ", p.H, ", hd = ", p.hd);
   if (p.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, sparse_attention_fwd, p);
   const KeyCounts counts = count_keys(p);
   const int64_t num_scratch = 2 * p.hd + std::max(counts.max_window, kAttentionChunkKeys);
   const int64_t grain = grain_for(2 * p.hd * (counts.total / p.T));
@@ -108,9 +112,12 @@ void sparse_attention_bwd(const ExecContext& ctx, const SparseAttentionBwd& b) {
   FATHOM_ASSERT(p.H > 0 && p.hd > 0, "H = ", p.H, ", hd = ", p.hd);
   FATHOM_ASSERT(p.T <= std::numeric_limits<int32_t>::max(), "T = ", p.T);
   if (p.T == 0) return;
+  FATHOM_DEVICE_DISPATCH(ctx, sparse_attention_bwd, b);
   const KeyCounts counts = count_keys(p);
   FATHOM_ASSERT(counts.max_decoded == 0, "the backward pass reads entries as floats");
-  const int64_t num_keys = b.num_window_rows + b.entry_begin[b.num_segments];
+  FATHOM_ASSERT(b.num_entries == b.entry_begin[b.num_segments], "num_entries = ", b.num_entries,
+                ", the segments have ", b.entry_begin[b.num_segments]);
+  const int64_t num_keys = b.num_window_rows + b.num_entries;
   const int64_t block_pairs = std::max(counts.max_keys, kBlockFloats / (2 * p.H));
 
   std::vector<float> delta(static_cast<size_t>(p.T * p.H)), prob, ds;

@@ -36,8 +36,9 @@ struct SparseAttentionFwd {
   const float* sink;         // [H]
   float scale;
   int64_t T, H, hd;
-  float* o;    // [T, H, hd], not yet rotated back
-  float* lse;  // [T, H] m + log(l) with the sink inside; may be null
+  int64_t max_window, max_picks;  // no window_count, no num_picks is larger
+  float* o;                       // [T, H, hd], not yet rotated back
+  float* lse;                     // [T, H] m + log(l) with the sink inside; may be null
   bool bf16_p = false;
 };
 void sparse_attention_fwd(const ExecContext& ctx, const SparseAttentionFwd& p);
@@ -54,10 +55,11 @@ struct SparseAttentionBwd {
   int64_t num_window_rows;
   const int64_t* entry_begin;  // [num_segments + 1]
   int64_t num_segments;
-  float* dq;           // [T, H, hd]
-  float* dwindow_kv;   // [num_window_rows, hd]
-  float* dcompressed;  // [entry_begin[num_segments], hd]; may be null when there are no entries
-  float* dsink;        // [H]
+  int64_t num_entries;  // entry_begin[num_segments]
+  float* dq;            // [T, H, hd]
+  float* dwindow_kv;    // [num_window_rows, hd]
+  float* dcompressed;   // [entry_begin[num_segments], hd]; may be null when there are no entries
+  float* dsink;         // [H]
 };
 void sparse_attention_bwd(const ExecContext& ctx, const SparseAttentionBwd& p);
 

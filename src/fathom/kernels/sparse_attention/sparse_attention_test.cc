@@ -87,6 +87,10 @@ struct Problem {
   std::vector<KeyPages> pages;
   std::vector<std::vector<int64_t>> seen;  // keys of the reference: window rows, then entries
 
+  static int64_t largest(const std::vector<int32_t>& counts) {
+    return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+  }
+
   SparseAttentionFwd params(std::vector<float>* o, std::vector<float>* lse) const {
     return {.q = q.data(),
             .window_kv = window.data(),
@@ -102,6 +106,8 @@ struct Problem {
             .T = T,
             .H = H,
             .hd = hd,
+            .max_window = largest(window_count),
+            .max_picks = largest(num_picks),
             .o = o->data(),
             .lse = lse != nullptr ? lse->data() : nullptr};
   }
@@ -134,6 +140,7 @@ Result run(const ExecContext& ctx, const Problem& p) {
                              .num_window_rows = p.T,
                              .entry_begin = p.entry_begin.data(),
                              .num_segments = static_cast<int64_t>(p.pages.size()),
+                             .num_entries = p.entry_begin.back(),
                              .dq = r.dq.data(),
                              .dwindow_kv = r.dwindow.data(),
                              .dcompressed = p.entries.empty() ? nullptr : r.dentries.data(),
@@ -301,6 +308,7 @@ TEST(SparseAttentionTest, AQueryAloneAndAnySplitOfQueriesGiveTheBitsOfTheBatch) 
                                      .num_window_rows = p.T,
                                      .entry_begin = p.entry_begin.data(),
                                      .num_segments = static_cast<int64_t>(p.pages.size()),
+                                     .num_entries = p.entry_begin.back(),
                                      .dq = r.dq.data() + t * p.H * p.hd,
                                      .dwindow_kv = r.dwindow.data(),
                                      .dcompressed = r.dentries.data(),
@@ -502,6 +510,8 @@ TEST(SparseAttentionTest, GoldenScalarValues) {
                                  .T = 1,
                                  .H = 1,
                                  .hd = 2,
+                                 .max_window = 3,
+                                 .max_picks = 0,
                                  .o = o.data(),
                                  .lse = lse.data()};
     sparse_attention_fwd(ctx, fwd);
@@ -510,6 +520,7 @@ TEST(SparseAttentionTest, GoldenScalarValues) {
                                .num_window_rows = 3,
                                .entry_begin = entry_begin,
                                .num_segments = 1,
+                               .num_entries = 0,
                                .dq = dq.data(),
                                .dwindow_kv = dkeys.data(),
                                .dcompressed = nullptr,
@@ -569,6 +580,7 @@ TEST(SparseAttentionTest, NoQueriesNoLseAndNaN) {
                                .num_window_rows = 0,
                                .entry_begin = nullptr,
                                .num_segments = 0,
+                               .num_entries = 0,
                                .dq = nullptr,
                                .dwindow_kv = nullptr,
                                .dcompressed = nullptr,

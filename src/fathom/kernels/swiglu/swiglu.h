@@ -14,10 +14,14 @@ void swiglu_fwd(const ExecContext& ctx, int64_t num_rows, int64_t I, float limit
 void swiglu_bwd(const ExecContext& ctx, int64_t num_rows, int64_t I, float limit, const float* g,
                 const float* u, const float* da, float* dg, float* du);
 
+/// rows[slot_row[t,j]] = x[t]: each token's row at its experts. @param x [T, D]; slot_row [T, K]
+void moe_dispatch(const ExecContext& ctx, int64_t T, int64_t K, int64_t D, const float* x,
+                  const int32_t* slot_row, float* rows);
+
 /// out[t] = chain over slots j upwards of fma(w[t,j], rows[slot_row[t,j]], acc) from 0, then +
 /// shared[t].
 /// @param rows [R, D] unweighted expert outputs; slot_row [T, K] row of each (token, slot);
-/// @param shared [T, D] or null; out [T, D].
+/// @param weights [T, K], or null for weights of 1; shared [T, D] or null; out [T, D].
 void moe_combine_fwd(const ExecContext& ctx, int64_t T, int64_t K, int64_t D, const float* rows,
                      const int32_t* slot_row, const float* weights, const float* shared,
                      float* out);

@@ -71,13 +71,14 @@ void moe_combine_fwd_tokens(const MoeCombine& c, const float* shared, float* out
                             int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const int32_t* slots = c.slot_row + t * c.K;
-    const float* w = c.weights + t * c.K;
+    const float* w = c.weights == nullptr ? nullptr : c.weights + t * c.K;
     for (int64_t d = 0; d < c.D; d += kLanes) {
       const int64_t n = c.D - d;
       F16 acc = zero();
       for (int64_t j = 0; j < c.K; ++j) {
         const float* row = c.rows + slots[j] * c.D + d;
-        acc = fma(set1(w[j]), n >= kLanes ? load(row) : load_first(row, n), acc);
+        acc = fma(set1(w == nullptr ? 1.0f : w[j]), n >= kLanes ? load(row) : load_first(row, n),
+                  acc);
       }
       if (shared != nullptr) {
         const float* row = shared + t * c.D + d;
