@@ -117,7 +117,9 @@ int serve_checkpoint(const config::Options& o, const StopSignals& signals) {
   options.api.api_key = o.serve.api_key.value_or("");
   options.api.incremental_stream = o.serve.incremental_streaming_output;
   options.api.request_timeout = std::chrono::seconds(o.serve.request_timeout);
-  options.api.health_timeout = std::chrono::seconds(o.serve.health_check_timeout);
+  if (o.serve.health_check_timeout) {
+    options.api.health_timeout = std::chrono::seconds(*o.serve.health_check_timeout);
+  }
   options.api.version = FATHOM_VERSION;
   options.api.server_args = {{"max_running_requests", o.engine.max_running_requests},
                              {"chunked_prefill_size", o.engine.chunked_prefill_size},
@@ -184,7 +186,9 @@ int serve_router(const config::ServeOptions& o, const StopSignals& signals) {
   options.limits.breaker_failure_threshold = o.cb_failure_threshold;
   options.limits.breaker_timeout = std::chrono::seconds(o.cb_timeout);
   options.health_interval = std::chrono::seconds(o.health_check_interval);
-  options.health_timeout = std::chrono::seconds(o.health_check_timeout);
+  if (o.health_check_timeout) {
+    options.health_timeout = std::chrono::seconds(*o.health_check_timeout);
+  }
   options.request_timeout = std::chrono::seconds(o.request_timeout);
   options.max_retries = o.retry_max_retries;
   Router router(std::move(options));

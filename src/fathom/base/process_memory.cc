@@ -19,4 +19,10 @@ void keep_freed_memory(int64_t num_bytes) {
 #endif
 }
 
+void give_back_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace fathom

@@ -1,5 +1,6 @@
 #include "fathom/checkpoint/dcp_weights.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -70,9 +71,11 @@ void load_torch_dist(const ExecContext& ctx, const std::string& path, Weights* w
   DcpReader reader(resolve_checkpoint(path));
   std::vector<Parameter*> parameters;
   for_each_parameter(*weights, [&](Parameter& p) { parameters.push_back(&p); });
-  // Experts are many and small, so threads take whole parameters.
+  // Experts are many and small, so threads take whole parameters. A device takes one at a time.
+  const bool on_device = !parameters.empty() && parameters[0]->device != nullptr;
+  const auto count = static_cast<int64_t>(parameters.size());
   ctx.threads->parallel_for(
-      static_cast<int64_t>(parameters.size()), 1, [&](int64_t begin, int64_t end) {
+      count, on_device ? std::max<int64_t>(count, 1) : 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           Parameter& p = *parameters[static_cast<size_t>(i)];
           read_parameter(reader, "", p, weights->config.n_routed_experts, &p.master);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <mutex>
 
 #include "fathom/base/device.h"
 #include "fathom/base/error.h"
@@ -22,6 +23,7 @@ class MemorySource : public ExportSource {
     const int64_t cols = parameter_cols(p);
     const float* master = p.master.f32();
     if (p.device != nullptr) {
+      const std::lock_guard<std::mutex> lock(mutex_);  // a device is asked by one at a time
       const auto num_values = static_cast<size_t>((end - begin) * cols);
       download_memory(p.device, out, master + begin * cols, num_values * sizeof(float));
       return;
@@ -41,6 +43,7 @@ class MemorySource : public ExportSource {
 
  private:
   const Weights& weights_;
+  mutable std::mutex mutex_;
 };
 
 class TorchDistSource : public ExportSource {

@@ -289,9 +289,9 @@ struct ServeOptions {
   int64_t max_body_mb = 64;
   int64_t max_connections = 2048;
   int64_t http_threads = 2;
-  int64_t request_timeout = 14'400;   // seconds
-  int64_t drain_timeout = 600;        // seconds
-  int64_t health_check_timeout = 20;  // seconds
+  int64_t request_timeout = 14'400;             // seconds
+  int64_t drain_timeout = 600;                  // seconds
+  std::optional<int64_t> health_check_timeout;  // seconds; unset: each has its own default
 
   bool router = false;
   std::vector<std::string> worker_urls;

@@ -50,7 +50,7 @@ void describe_server(OptionTable& table, Options& options) {
       .at_least(1);
   table
       .add("health-check-timeout", &o.health_check_timeout,
-           "seconds that /health_generate, or a router's check, waits")
+           "seconds that /health_generate (unset: 20), or a router's check (unset: 5), waits")
       .at_least(1);
 }
 

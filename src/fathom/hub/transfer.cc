@@ -13,7 +13,7 @@
 namespace fathom::hub {
 namespace {
 
-constexpr int kMaxRefreshes = 5;  // of a signed URL, without a byte in between
+constexpr int kMaxRefreshes = 5;  // of a file's signed URL, without a byte of it in between
 
 struct ContentRange {
   int64_t begin, end;            // [begin, end)
@@ -52,10 +52,12 @@ struct Transfer::Job {
   std::string what;  // for messages
   std::unique_ptr<FileLock> lock;
   std::unique_ptr<PartialFile> partial;
+  std::mutex refreshing;  // held while a new location is asked for; taken before `mutex`
   std::mutex mutex;
   FileLocation location;
   int location_version = 0;
   int open_segments = 0;
+  std::atomic<int> refreshes = 0;  // of the location, see kMaxRefreshes
   bool is_whole = false;      // the server sends all or nothing: one segment fetches everything
   bool was_repeated = false;  // after content that was not what it should be
 };
@@ -68,7 +70,6 @@ struct Transfer::Segment {
   bool is_given_up = false;  // another segment fetches everything
   int64_t furthest = 0;      // highest `at` so far: a fetch of everything begins at 0 again
   int failures = 0;          // in a row, without a byte in between
-  int refreshes = 0;
   int location_version = 0;
   std::string url = {};
   bool is_redirected = false;
@@ -271,7 +272,8 @@ bool Transfer::take_piece(Segment& segment, const HttpResponse& head, std::strin
   segment.at += count;
   if (segment.at > segment.furthest) {  // patience is for those who get nowhere
     segment.furthest = segment.at;
-    segment.failures = segment.refreshes = 0;
+    segment.failures = 0;
+    segment.job->refreshes = 0;
   }
   bytes_done_ += count;
   bytes_received_ += count;
@@ -311,12 +313,13 @@ void Transfer::settle(Segment& segment, const HttpResponse& response, HubApi& ap
 
 void Transfer::refresh_location(Segment& segment, HubApi& api) {
   const std::shared_ptr<Job>& job = segment.job;
-  FATHOM_CHECK(++segment.refreshes <= kMaxRefreshes, job->what, ": ", printable_url(segment.url),
-               " refuses its signed address ", kMaxRefreshes, " times");
+  const std::lock_guard one_at_a_time(job->refreshing);
   {
     const std::lock_guard lock(job->mutex);
     if (job->location_version != segment.location_version) return;  // another one has done it
   }
+  FATHOM_CHECK(++job->refreshes <= kMaxRefreshes, job->what, ": ", printable_url(segment.url),
+               " refuses its signed address ", kMaxRefreshes, " times");
   const FileLocation fresh = api.locate(repo_, commit_, job->file.path);
   FATHOM_CHECK(fresh.etag == job->etag, job->what, " has changed while it was fetched");
   const std::lock_guard lock(job->mutex);

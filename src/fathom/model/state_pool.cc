@@ -1,8 +1,5 @@
 #include "fathom/model/state_pool.h"
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +8,7 @@
 #include <utility>
 
 #include "fathom/base/error.h"
+#include "fathom/base/process_memory.h"
 
 namespace fathom {
 namespace {
@@ -119,9 +117,7 @@ std::vector<PoolUsage> StatePools::usage() const {
 
 void StatePools::trim() {
   state_->trim();
-#ifdef __GLIBC__
-  malloc_trim(0);  // small pieces come from the heap, which keeps what is freed
-#endif
+  give_back_freed_memory();  // small pieces come from the heap, which keeps what is freed
 }
 
 int64_t resident_bytes() {

@@ -257,6 +257,8 @@ void Engine::add_draws(const StepPlan& plan, const Tensor& logits) {
     for (RunningSample& sample : chunk.group->samples) {
       sample.completion.replay = chunk.group->prompt_replay;
       sample.completion.num_cached_tokens = chunk.group->num_cached_tokens;
+      sample.completion.prompt_log_probs = chunk.group->prompt_log_probs;
+      sample.completion.prompt_lists = chunk.group->prompt_lists;
       // All samples of the prompt draw their first token from this one row.
       if (is_drawn) {
         add_draw(sample);

@@ -42,6 +42,10 @@ void AnswerInbox::on_token(int64_t item, const Completion& so_far) {
     News& news = news_[i];
     if (!has_news(news)) changed_.push_back(i);
     const size_t told = std::exchange(num_told_[i], so_far.token_ids.size());
+    if (told == 0) {
+      news.prompt_log_probs = so_far.prompt_log_probs;
+      news.prompt_lists = so_far.prompt_lists;
+    }
     append_from(so_far.token_ids, told, &news.token_ids);
     append_from(so_far.log_probs, told, &news.log_probs);
     append_from(so_far.lists.top, told, &news.lists.top);

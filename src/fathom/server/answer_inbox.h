@@ -27,6 +27,8 @@ class AnswerInbox : public JobListener {
     std::vector<int32_t> token_ids;
     std::vector<float> log_probs;
     ListedLogProbs lists;
+    std::vector<float> prompt_log_probs;  // with the first token, where asked for
+    ListedLogProbs prompt_lists;
     bool is_done = false;
     Answer answer;  // once done; its completion holds all tokens
   };

@@ -3,6 +3,7 @@
 #include <array>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <boost/beast/core/string.hpp>
 #include <exception>
 #include <memory>
 #include <string_view>
@@ -142,7 +143,9 @@ asio::awaitable<HttpResponse> Api::wait_for(QuickEndpoint endpoint, const HttpRe
 bool has_api_key(const HttpRequest& request, const std::string& api_key) {
   constexpr std::string_view kScheme = "Bearer ";
   const std::string* header = find_header(request.headers, "Authorization");
-  const bool has_scheme = header != nullptr && header->starts_with(kScheme);
+  // The scheme's name may be written in any case; the key may not.
+  const bool has_scheme = header != nullptr && header->size() >= kScheme.size() &&
+                          boost::beast::iequals(header->substr(0, kScheme.size()), kScheme);
   // Hashes have one length, and how far two of them agree says nothing of the keys.
   const std::string given = sha256_hex(has_scheme ? header->substr(kScheme.size()) : "");
   const std::string wanted = sha256_hex(api_key);

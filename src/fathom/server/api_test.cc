@@ -66,6 +66,7 @@ TEST(ApiTest, TheKeyIsAskedForEverywhereButAtHealth) {
     EXPECT_EQ(reply.body.find("secret"), std::string::npos);
   }
   EXPECT_EQ(server.post("/generate", body, "authorization: Bearer secret\r\n").status, 200);
+  EXPECT_EQ(server.post("/generate", body, "Authorization: bEARER secret\r\n").status, 200);
   EXPECT_EQ(server.get("/server_info", "Authorization: Bearer secret\r\n").body.find("secret"),
             std::string::npos);
 }
@@ -340,7 +341,12 @@ TEST(ApiTest, DrainingAnswersWhatIsUnderWayAndRefusesTheRest) {
                          [&] { return server.post("/generate", long_request("held", 300)); });
   EXPECT_TRUE(
       TestServer::eventually([&] { return server.server().service().load().num_running == 1; }));
+  server.server().begin_drain();
+  EXPECT_EQ(server.get("/health").status, 503) << "and not refused by the kernel";
+  EXPECT_EQ(server.post("/generate", long_request("late")).status, 503);
+  EXPECT_FALSE(server.server().is_idle());
   server.server().drain(std::chrono::seconds(30));
+  EXPECT_THROW(RawSocket(server.port()), UserError);
   const Reply reply = held.get();
   EXPECT_EQ(reply.json()["output_ids"].size(), 300u);
   EXPECT_NE(reply.head.find("Connection: close"), std::string::npos);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "fathom/base/hash.h"
+#include "fathom/base/process_memory.h"
 #include "fathom/server/api.h"
 #include "fathom/server/json_fields.h"
 
@@ -35,8 +36,8 @@ std::string hash_of(const Parameter& p) {
   const bool is_table = p.kind == ParameterKind::kTable;
   if (is_table) {
     const Tensor table = p.master.to_host();
-    return sha256_hex({reinterpret_cast<const char*>(table.bytes()),
-                       static_cast<size_t>(table.num_bytes())});
+    return sha256_hex(
+        {reinterpret_cast<const char*>(table.bytes()), static_cast<size_t>(table.num_bytes())});
   }
   std::vector<float> values(static_cast<size_t>(p.numel()));
   p.get_row_major(values.data());
@@ -149,6 +150,7 @@ HttpResponse Api::release_memory(const HttpRequest& request) {
       weights_are_away_ = true;
     }
     service_.hold(states_are_away_ || weights_are_away_);
+    give_back_freed_memory();
     released.resident_after = resident_bytes();
   });
   if (!is_done) throw HttpError(400, kBusy);
@@ -214,7 +216,9 @@ HttpResponse Api::update_weights_from_disk(const HttpRequest& request) {
   } catch (const UserError& e) {
     return outcome(false, e.what());
   }
-  return outcome(true, "Succeeded to update model weights.", {{"num_paused_requests", 0}});
+  give_back_freed_memory();  // of the old weights
+  const int64_t num_paused = service_.is_paused() ? service_.load().num_unfinished : 0;
+  return outcome(true, "Succeeded to update model weights.", {{"num_paused_requests", num_paused}});
 }
 
 HttpResponse Api::get_weights_by_name(const HttpRequest& request) {

@@ -123,6 +123,7 @@ GenerateCall parse_generate_call(const Json& body, const ServedModel& model) {
   JsonFields fields(body, "");
   GenerateCall call;
   call.stream = fields.flag("stream", false);
+  fields.refuse({"input_embeds"}, "embeddings as input are not built");
   Prompts prompts = read_prompts(fields, model);
   const size_t num_prompts = prompts.ids.size();
   call.is_list = prompts.is_list;
@@ -143,7 +144,6 @@ GenerateCall parse_generate_call(const Json& body, const ServedModel& model) {
     take_value(fields, "rid", false, num_prompts, &per_prompt);
   }
 
-  fields.refuse({"input_embeds"}, "embeddings as input are not built");
   fields.refuse({"image_data", "audio_data", "video_data", "modalities"},
                 "the model reads text alone");
   fields.refuse({"lora_path", "lora_id"}, "LoRA is not built");

@@ -55,6 +55,8 @@ TEST(HostileBodiesTest, BadBodiesAre400AndNameTheField) {
       {"/generate", R"({"text": "a", "sampling_params": {"top_p": 0}})", "sampling_params.top_p"},
       {"/generate", R"({"text": "a", "sampling_params": {"top_p": 1.1}})", "sampling_params.top_p"},
       {"/generate", R"({"text": "a", "sampling_params": {"top_k": -2}})", "sampling_params.top_k"},
+      {"/generate", R"({"text": "a", "sampling_params": {"top_k": 0}})", "sampling_params.top_k"},
+      {"/generate", R"({"input_embeds": [[0.5]]})", "input_embeds"},
       {"/generate", R"({"text": "a", "sampling_params": {"min_p": 2}})", "sampling_params.min_p"},
       {"/generate", R"({"text": "a", "sampling_params": {"max_new_tokens": -1}})",
        "sampling_params.max_new_tokens"},

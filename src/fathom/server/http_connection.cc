@@ -7,10 +7,12 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
+#include <boost/beast/core/string.hpp>
 #include <boost/beast/http/error.hpp>
 #include <boost/beast/http/read.hpp>
 #include <cerrno>
 #include <exception>
+#include <iterator>
 
 #include "fathom/base/log.h"
 
@@ -103,8 +105,10 @@ asio::awaitable<void> HttpConnection::serve(std::shared_ptr<HttpConnection> self
     co_return;
   }
   while (co_await c.wait_for_request()) {
+    const bool is_late = c.shared_->is_draining;  // nothing of it had come before the drain
     HttpRequest request;
-    const Failure failure = co_await c.read_request(&request);
+    Failure failure = co_await c.read_request(&request);
+    if (is_late && failure.message.empty()) failure = {503, "the server is shutting down"};
     try {
       if (!failure.message.empty()) {
         c.keep_alive_ = false;
@@ -126,7 +130,7 @@ asio::awaitable<bool> HttpConnection::wait_for_request() {
   has_started_ = is_streaming_ = has_ended_ = client_gone_ = false;
   keep_alive_ = true;
   is_http_1_0_ = is_head_ = false;
-  if (shared_->is_draining || was_told_to_close_) co_return false;
+  if (was_told_to_close_) co_return false;
   if (buffer_.size() > 0) co_return true;
   is_idle_ = true;
   stream_.expires_after(shared_->options.idle_timeout);
@@ -164,7 +168,9 @@ asio::awaitable<HttpConnection::Failure> HttpConnection::read_request(HttpReques
   keep_alive_ = parser.get().keep_alive();
   is_head_ = parser.get().method() == http::verb::head;
 
-  Failure failure = co_await read_body(&parser);
+  Failure failure = check_head(parser.get());
+  if (!failure.message.empty()) co_return failure;
+  failure = co_await read_body(&parser);
   if (!failure.message.empty()) co_return failure;
 
   http::request<http::string_body>& message = parser.get();
@@ -178,6 +184,21 @@ asio::awaitable<HttpConnection::Failure> HttpConnection::read_request(HttpReques
   }
   request->body = std::move(message.body());
   co_return Failure{};
+}
+
+/// What a request's head says although HTTP forbids it, or we do not speak it.
+HttpConnection::Failure HttpConnection::check_head(const Parser::value_type& head) {
+  if (head.version() >= 11 && head.count(http::field::host) != 1) {
+    return {400, "one Host header is expected"};
+  }
+  // A coding that is not known would leave open where the body ends.
+  const auto [first, last] = head.equal_range(http::field::transfer_encoding);
+  for (auto field = first; field != last; ++field) {
+    if (std::next(first) != last || !beast::iequals(field->value(), "chunked")) {
+      return {501, "Transfer-Encoding: only chunked is known, and only once"};
+    }
+  }
+  return {};
 }
 
 asio::awaitable<HttpConnection::Failure> HttpConnection::read_body(Parser* parser) {

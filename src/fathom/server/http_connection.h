@@ -69,6 +69,7 @@ class HttpConnection : public HttpReply {
 
   asio::awaitable<bool> wait_for_request();
   asio::awaitable<Failure> read_request(HttpRequest* request);
+  static Failure check_head(const Parser::value_type& head);
   asio::awaitable<Failure> read_body(Parser* parser);
   asio::awaitable<void> handle(const HttpRequest& request);
   asio::awaitable<void> send_bytes(const char* data, size_t size);

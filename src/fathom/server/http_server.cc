@@ -8,6 +8,8 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <future>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -105,12 +107,16 @@ std::string HttpServer::address() const {
 
 asio::any_io_executor HttpServer::executor() const { return impl_->context.get_executor(); }
 
-void HttpServer::begin_drain() {
-  impl_->shared->is_draining = true;
-  asio::post(impl_->context, [impl = impl_.get()] {
+void HttpServer::begin_drain() { impl_->shared->is_draining = true; }
+
+void HttpServer::end_drain() {
+  const auto closed = std::make_shared<std::promise<void>>();
+  asio::post(impl_->context, [impl = impl_.get(), closed] {
     boost::system::error_code ignored;
     impl->acceptor.close(ignored);
+    closed->set_value();
   });
+  closed->get_future().wait_for(std::chrono::seconds(1));  // longer only if a handler blocks
   impl_->shared->close_idle();
 }
 

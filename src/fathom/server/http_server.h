@@ -71,8 +71,10 @@ class HttpServer {
   std::string address() const;  // "127.0.0.1:30000"
   asio::any_io_executor executor() const;
 
-  /// No new connections; connections close after the request that they are at.
+  /// Requests that begin from now on get 503, on new connections and on old ones, which close then.
   void begin_drain();
+  /// No new connections; those that wait for a request are closed.
+  void end_drain();
   int64_t num_active_requests() const;
   int64_t num_connections() const;
 

@@ -195,15 +195,19 @@ TEST_F(HttpServerTest, WhatIsNotHttpIs400) {
            std::string("GET\r\n\r\n"),
            std::string("GET / HTTP/9.9\r\n\r\n"),
            std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11) + "\r\n\r\n",
-           std::string("GET / HTTP/1.1\r\nBad Header: x\r\n\r\n"),
+           std::string("GET / HTTP/1.1\r\nHost: x\r\nBad Header: x\r\n\r\n"),
            std::string("GET / HTTP/1.1\r\nHost: x\r\nA: b\x01\x02\r\n\r\n"),
-           std::string("POST / HTTP/1.1\r\nContent-Length: abc\r\n\r\n"),
-           std::string("POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
-           std::string("POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
-           std::string("POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+           std::string("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n"),
+           std::string("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n"),
+           std::string(
+               "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
+           std::string("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: "
+                       "chunked\r\n\r\n"
                        "0\r\n\r\n"),
-           std::string("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n"),
-           std::string("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabcdef\r\n"),
+           std::string(
+               "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n"),
+           std::string(
+               "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabcdef\r\n"),
        }) {
     RawSocket s(server_->port());
     s.send(bytes);
@@ -213,6 +217,29 @@ TEST_F(HttpServerTest, WhatIsNotHttpIs400) {
   }
   EXPECT_EQ(num_requests_, 0);
   expect_alive();
+}
+
+TEST_F(HttpServerTest, AHostIsExpectedAndNoCodingButChunked) {
+  start(small_limits());
+  const std::pair<std::string, int> cases[] = {
+      {"GET / HTTP/1.1\r\n\r\n", 400},
+      {"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400},
+      {"GET / HTTP/1.0\r\n\r\n", 200},
+      {"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\nabc", 501},
+      {"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501},
+      {"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: Chunked\r\n\r\n"
+       "0\r\n\r\n",
+       200},
+  };
+  for (const auto& [bytes, status] : cases) {
+    RawSocket s(server_->port());
+    s.send(bytes);
+    const std::string response = s.read_all();
+    EXPECT_EQ(status_of(response), status) << bytes << "\n" << response;
+    EXPECT_TRUE(s.is_closed()) << bytes;
+    EXPECT_NE(response.find("Connection: close"), std::string::npos) << bytes;
+  }
+  EXPECT_EQ(num_requests_, 2);
 }
 
 TEST_F(HttpServerTest, SlowClientsAreCutOff) {
@@ -336,12 +363,25 @@ TEST_F(HttpServerTest, DrainingFinishesWhatIsUnderWayAndTakesNothingNew) {
   busy.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na");
   std::this_thread::sleep_for(milliseconds(50));
   server_->begin_drain();
-  EXPECT_EQ(idle.read_all(), "");
-  EXPECT_TRUE(idle.is_closed());
+  idle.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  RawSocket fresh(server_->port());
+  fresh.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+  for (RawSocket* late : {&idle, &fresh}) {
+    const std::string refusal = late->read_all();
+    EXPECT_EQ(status_of(refusal), 503);
+    EXPECT_NE(refusal.find("Connection: close"), std::string::npos);
+    EXPECT_TRUE(late->is_closed());
+  }
+  RawSocket silent(server_->port());
   busy.send("b");
   const std::string response = busy.read_all();
   EXPECT_EQ(body_of(response), "POST /? ab");
   EXPECT_NE(response.find("Connection: close"), std::string::npos);
+  EXPECT_EQ(num_requests_, 2);
+  server_->end_drain();
+  EXPECT_EQ(silent.read_all(), "");
+  EXPECT_TRUE(silent.is_closed());
+  idle.close(), fresh.close(), busy.close();
   EXPECT_TRUE(eventually([&] { return server_->num_connections() == 0; }));
   EXPECT_THROW(RawSocket(server_->port()).send("GET / HTTP/1.1\r\n\r\n"), UserError);
 }

@@ -27,7 +27,7 @@ std::string openai_finish_reason(const Completion& c, bool has_tool_calls);
 Json tool_calls_json(const std::vector<ToolCall>& calls, const std::string& rid, bool with_index);
 
 struct Usage {
-  int64_t prompt_tokens = 0, completion_tokens = 0, reasoning_tokens = 0;
+  int64_t prompt_tokens = 0, completion_tokens = 0, reasoning_tokens = 0, cached_tokens = 0;
   Json json() const;
 };
 

@@ -21,10 +21,15 @@ struct Choice {
   size_t shown_bytes = 0;   // of the text
   size_t told_tokens = 0;   // with log-probs
   int64_t text_offset = 0;  // characters before the next token
+  bool is_echoed = false;   // the prompt's log-probs are told
 };
 
 void append_news(const AnswerInbox::News& news, Choice* choice) {
   Completion& c = choice->so_far;
+  if (!news.prompt_log_probs.empty()) {
+    c.prompt_log_probs = news.prompt_log_probs;
+    c.prompt_lists = news.prompt_lists;
+  }
   for (const int32_t id : news.token_ids) choice->text.add(id);
   c.token_ids.insert(c.token_ids.end(), news.token_ids.begin(), news.token_ids.end());
   c.log_probs.insert(c.log_probs.end(), news.log_probs.begin(), news.log_probs.end());
@@ -50,7 +55,7 @@ class Writer {
     Choice& choice = choices_[news.sample];
     const GenerateItem& item = answers_.item_of(news.sample);
     const Completion& c = news.answer.completion;
-    count(c);
+    count(news.sample, c);
     const std::string text = choice.text.finish(c);
     Json out{{"index", news.sample}};
     bool has_calls = false;
@@ -84,17 +89,19 @@ class Writer {
     std::string text;
     if (news.is_done) {
       choice.so_far = news.answer.completion;
-      count(choice.so_far);
+      count(news.sample, choice.so_far);
       text = choice.text.finish(choice.so_far);
     } else {
       append_news(news, &choice);
       text = choice.text.shown();
     }
     std::string out;
+    const bool is_first = !choice.is_echoed;
     const Json logprobs_now =
         call_.logprobs ? logprobs(choice, choice.so_far, item) : Json(nullptr);
     if (!is_chat_) {
-      Json piece{{"index", news.sample}, {"text", text.substr(choice.shown_bytes)}};
+      const std::string echo = is_first && echoes_with_log_probs() ? echo_of(news.sample) : "";
+      Json piece{{"index", news.sample}, {"text", echo + text.substr(choice.shown_bytes)}};
       choice.shown_bytes = text.size();
       piece["logprobs"] = logprobs_now;
       piece["finish_reason"] =
@@ -137,7 +144,7 @@ class Writer {
       if (is_chat_) {
         Json fields{{"role", "assistant"}, {"content", ""}};
         out += chat_event(i, std::move(fields), nullptr, nullptr, nullptr);
-      } else if (call_.echo) {
+      } else if (call_.echo && !echoes_with_log_probs()) {
         out += event({{"index", i},
                       {"text", echo_of(i)},
                       {"logprobs", nullptr},
@@ -187,10 +194,11 @@ class Writer {
   Json logprobs(Choice& choice, const Completion& c, const GenerateItem& item) const {
     const size_t first = std::exchange(choice.told_tokens, c.token_ids.size());
     if (is_chat_) return chat_logprobs_json(c, first, *model_.tokenizer);
-    // In a stream the prompt's log-probs are known too late to come first.
-    return completion_logprobs_json(c, first, item, call_.echo && !call_.stream, *model_.tokenizer,
-                                    &choice.text_offset);
+    const bool echoed = call_.echo && !std::exchange(choice.is_echoed, true);
+    return completion_logprobs_json(c, first, item, echoed, *model_.tokenizer, &choice.text_offset);
   }
+  /// The prompt's log-probs are known with the first token, so its text waits for them.
+  bool echoes_with_log_probs() const { return call_.echo && call_.logprobs; }
   static Json matched_stop(const Answer& answer) {
     const Json reason = finish_reason_json(answer);
     return reason.contains("matched") ? reason["matched"] : Json(nullptr);
@@ -199,7 +207,11 @@ class Writer {
     return call_.echo ? call_.echoed[answers_.item_index(sample)] : std::string();
   }
   std::string call_id(size_t sample) const { return str_cat(call_.items[0].rid, "_", sample); }
-  void count(const Completion& c) {
+  void count(size_t sample, const Completion& c) {
+    // As prompt_tokens, once for all samples of a prompt.
+    const bool is_first =
+        sample == 0 || answers_.item_index(sample) != answers_.item_index(sample - 1);
+    if (is_first) usage_.cached_tokens += c.num_cached_tokens;
     usage_.completion_tokens += static_cast<int64_t>(c.token_ids.size());
     if (is_chat_) {
       usage_.reasoning_tokens +=

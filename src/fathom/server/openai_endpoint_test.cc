@@ -266,6 +266,40 @@ TEST_F(OpenAiEndpointTest, CompletionsWithEchoAndLogProbs) {
   EXPECT_EQ(scored["usage"]["completion_tokens"], 0);
 }
 
+TEST_F(OpenAiEndpointTest, AStreamedEchoBringsThePromptsLogProbs) {
+  for (const int64_t max_tokens : {0, 1, 7}) {
+    Json body{{"prompt", "Once"}, {"max_tokens", max_tokens}, {"seed", 4}, {"n", 2}, {"echo", true},
+              {"logprobs", 2}};
+    const Json whole = ask_for("/v1/completions", body);
+    body["stream"] = true;
+    for (const int delay : {0, 1}) {
+      server_.script().delay = std::chrono::milliseconds(delay);
+      std::vector<Json> got(2);
+      std::vector<std::string> text(2);
+      for (const Json& event : events_of(server_.post("/v1/completions", body))) {
+        for (const Json& choice : event["choices"]) {
+          const size_t i = choice["index"];
+          text[i] += choice["text"].get<std::string>();
+          for (const auto& [key, values] : choice["logprobs"].items()) {
+            for (const Json& value : values) got[i][key].push_back(value);
+          }
+        }
+      }
+      for (size_t i = 0; i < 2; ++i) {
+        EXPECT_EQ(got[i], whole["choices"][i]["logprobs"]) << max_tokens;
+        EXPECT_EQ(text[i], whole["choices"][i]["text"]);
+      }
+    }
+  }
+}
+
+TEST_F(OpenAiEndpointTest, UsageTellsCachedTokensOfEachPromptOnce) {
+  const Json body{{"prompt", std::string(100, 'a')}, {"max_tokens", 2}, {"n", 3}};
+  EXPECT_EQ(ask_for("/v1/completions", body)["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  const Json again = ask_for("/v1/completions", body);
+  EXPECT_EQ(again["usage"]["prompt_tokens_details"]["cached_tokens"], 96);  // whole pages of 16
+}
+
 TEST_F(OpenAiEndpointTest, CompletionsOfSeveralPromptsStream) {
   const Json body{{"prompt", {{0, 70}, {0, 71}}}, {"max_tokens", 12}, {"seed", 8}, {"n", 2}};
   const Json whole = ask_for("/v1/completions", body);

@@ -69,6 +69,7 @@ void Router::drain(std::chrono::milliseconds patience) {
   while (!is_idle() && std::chrono::steady_clock::now() < end) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
+  http_->end_drain();
 }
 
 std::shared_ptr<Worker> Router::add_worker(const std::string& text) {
@@ -97,13 +98,14 @@ asio::awaitable<void> Router::watch_health(std::shared_ptr<Worker> worker) {
     const auto found = workers_.find(worker->id());
     if (found == workers_.end()) co_return;
     const bool was_healthy = worker->is_healthy();
+    if (is_good && !weight_version_.empty()) co_await ask_weight_version(worker);
     worker->note_check(is_good);
     if (was_healthy != worker->is_healthy()) {
       log_info("router: ", worker->url().text(),
                worker->is_healthy() ? " is healthy" : " is not healthy");
     }
     // One that is out, or has just failed, is looked at more often.
-    const bool is_well = worker->is_healthy() && is_good;
+    const bool is_well = worker->is_healthy() && is_good && has_current_weights(*worker);
     timer.expires_after(is_well
                             ? options_.health_interval
                             : std::min(options_.health_interval, std::chrono::milliseconds(1000)));
@@ -123,6 +125,65 @@ asio::awaitable<bool> Router::check_health(std::shared_ptr<Worker> worker) {
   } catch (const ConnectionError&) {
   }
   co_return is_good;
+}
+
+bool Router::has_current_weights(const Worker& worker) const {
+  return weight_version_.empty() || worker.weight_version() == weight_version_;
+}
+
+/// Empty when requests may go there.
+std::string Router::why_unroutable(const Worker& worker) const {
+  if (!worker.is_healthy()) return "its health checks fail";
+  if (!has_current_weights(worker)) {
+    const std::string& version = worker.weight_version();
+    return str_cat("its weights are ", version.empty() ? "of a version it does not tell" : version,
+                   ", those in use are ", weight_version_);
+  }
+  if (!worker.is_available(Worker::Clock::now())) return "its circuit breaker is not closed";
+  return "";
+}
+
+/// A worker that does not tell keeps the version that it is known to have.
+/// @return whether it answered at all.
+asio::awaitable<bool> Router::ask_weight_version(std::shared_ptr<Worker> worker) {
+  HttpRequest request;
+  request.method = "GET";
+  request.path = "/model_info";
+  request = for_worker(request);
+  const int64_t asked_at = worker->num_version_changes();
+  try {
+    const HttpResponse response =
+        co_await fetch(http_->executor(), worker->url(), request, options_.health_timeout);
+    if (response.status != 200) co_return true;
+    const Json info = Json::parse(response.body, nullptr, false);
+    if (!info.is_object()) co_return true;
+    const auto version = info.find("weight_version");
+    if (version == info.end() || !version->is_string()) co_return true;
+    worker->note_weight_version(version->get<std::string>(), asked_at);
+    co_return true;
+  } catch (const ConnectionError&) {
+  }
+  co_return false;
+}
+
+/// After a control call to one worker: which weights it has now, and which count from now on.
+asio::awaitable<void> Router::note_new_weights(const HttpRequest& request,
+                                               std::shared_ptr<Worker> worker, int status) {
+  const bool is_load = request.path == "/update_weights_from_disk";
+  if (!is_load && request.path != "/update_weight_version") co_return;
+  if (status < 300) {
+    const Json body = Json::parse(request.body, nullptr, false);
+    const char* key = is_load ? "weight_version" : "new_version";
+    const auto version = body.is_object() ? body.find(key) : body.end();
+    const bool is_named = body.is_object() && version != body.end() && version->is_string();
+    worker->set_weight_version(is_named ? version->get<std::string>() : "");
+    if (!is_named) co_await ask_weight_version(worker);
+    if (!worker->weight_version().empty()) weight_version_ = worker->weight_version();
+    co_return;
+  }
+  // Refused, or broken off who knows when.
+  if (status >= 500) worker->set_weight_version("");
+  co_await ask_weight_version(worker);
 }
 
 asio::awaitable<void> Router::handle(const HttpRequest& request, HttpReply& reply) {
@@ -156,10 +217,15 @@ asio::awaitable<void> Router::handle(const HttpRequest& request, HttpReply& repl
 }
 
 Json Router::worker_json(const Worker& worker) const {
+  const std::string reason = why_unroutable(worker);
+  const std::string& version = worker.weight_version();
   return {{"id", worker.id()},
           {"url", worker.url().text()},
           {"worker_type", "regular"},
           {"is_healthy", worker.is_healthy()},
+          {"is_routable", reason.empty()},
+          {"reason", reason.empty() ? Json(nullptr) : Json(reason)},
+          {"weight_version", version.empty() ? Json(nullptr) : Json(version)},
           {"load", worker.load()},
           {"requests", worker.num_requests()},
           {"circuit_breaker", breaker_state_name(worker.breaker(Worker::Clock::now()))}};
@@ -174,7 +240,10 @@ HttpResponse Router::workers_endpoint(const HttpRequest& request) {
       num_healthy += worker->is_healthy();
     }
     return json_response(
-        {{"workers", list}, {"total", workers_.size()}, {"stats", {{"healthy", num_healthy}}}});
+        {{"workers", list},
+         {"total", workers_.size()},
+         {"weight_version", weight_version_.empty() ? Json(nullptr) : Json(weight_version_)},
+         {"stats", {{"healthy", num_healthy}}}});
   }
   if (request.path == kWorkersPath && request.method == "POST") {
     const Json body = parse_body(request.body);
@@ -235,9 +304,9 @@ HttpResponse Router::legacy_worker_endpoint(const HttpRequest& request) {
 
 HttpResponse Router::health() const {
   for (const auto& [id, worker] : workers_) {
-    if (worker->is_healthy()) return text_response("");
+    if (worker->is_healthy() && has_current_weights(*worker)) return text_response("");
   }
-  throw HttpError(503, "no worker is healthy");
+  throw HttpError(503, "no worker is healthy and has the weights in use");
 }
 
 HttpResponse Router::metrics() {
@@ -275,6 +344,7 @@ asio::awaitable<void> Router::broadcast(const HttpRequest& request, HttpReply& r
     } catch (const ConnectionError& e) {
       response = error_response(502, e.what());
     }
+    co_await note_new_weights(request, worker, response.status);
     if (response.status < 300) {
       last_good = std::move(response);
     } else if (first_bad.status == 0) {

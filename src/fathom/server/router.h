@@ -1,5 +1,6 @@
 // Several engines behind one address. Requests go to one of the workers by a policy, and to another
-// one when it fails before anything was answered; workers come and go while the router runs.
+// one when it fails before anything was answered; workers come and go while the router runs. Once a
+// call through the router has changed weights, only workers with that weight version are asked.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
@@ -57,12 +58,17 @@ class Router {
   HttpResponse health() const;
   HttpResponse metrics();
   Json worker_json(const Worker& worker) const;
+  bool has_current_weights(const Worker& worker) const;
+  std::string why_unroutable(const Worker& worker) const;
+  asio::awaitable<bool> ask_weight_version(std::shared_ptr<Worker> worker);
+  asio::awaitable<void> note_new_weights(const HttpRequest& request, std::shared_ptr<Worker> worker,
+                                         int status);
   asio::awaitable<void> broadcast(const HttpRequest& request, HttpReply& reply);
 
   // router_forward.cc
   asio::awaitable<void> forward(const HttpRequest& request, HttpReply& reply);
   asio::awaitable<bool> attempt(Forwarding& f, std::shared_ptr<Worker> worker, bool is_last);
-  asio::awaitable<HttpResponse> exchange(Forwarding& f, Worker& worker,
+  asio::awaitable<HttpResponse> exchange(Forwarding& f, std::shared_ptr<Worker> to,
                                          std::unique_ptr<HttpClient>* client);
   HttpRequest for_worker(const HttpRequest& request) const;
   RoutedRequest routed(const HttpRequest& request) const;
@@ -74,6 +80,7 @@ class Router {
   RoutingPolicy policy_;
   std::map<std::string, std::shared_ptr<Worker>> workers_;  // by id, in the order of adding
   int64_t next_worker_ = 0;
+  std::string weight_version_;  // that workers have to have; empty: no call has changed weights yet
   std::atomic<bool> is_draining_ = false;
   std::unique_ptr<HttpServer> http_;
 };

@@ -122,7 +122,9 @@ WorkerList Router::available(const WorkerList& except) const {
   WorkerList out;
   for (const auto& [id, worker] : workers_) {
     const bool was_tried = std::find(except.begin(), except.end(), worker) != except.end();
-    if (!was_tried && worker->is_available(now)) out.push_back(worker);
+    if (!was_tried && worker->is_available(now) && has_current_weights(*worker)) {
+      out.push_back(worker);
+    }
   }
   return out;
 }
@@ -149,7 +151,7 @@ asio::awaitable<void> Router::forward(const HttpRequest& request, HttpReply& rep
     }
     if (reply.client_gone()) throw ClientGone();
     if (candidates.empty()) {
-      if (f.problem.empty()) f.problem = "no worker is healthy";
+      if (f.problem.empty()) f.problem = "no worker is healthy and has the weights in use";
       continue;
     }
     if (retry > 0) num_retries_.add(1);
@@ -187,7 +189,7 @@ asio::awaitable<bool> Router::attempt(Forwarding& f, std::shared_ptr<Worker> wor
   const Unwatch unwatch{f.reply};
 
   try {
-    HttpResponse response = co_await exchange(f, *worker, &client);
+    HttpResponse response = co_await exchange(f, worker, &client);
     const bool is_bad = is_worth_a_retry(response.status);
     if (is_bad && !is_last) {
       worker->note_result(false, Worker::Clock::now());
@@ -228,8 +230,9 @@ asio::awaitable<bool> Router::attempt(Forwarding& f, std::shared_ptr<Worker> wor
 }
 
 /// Sends the request and reads the head of the answer, over a spare connection if one still works.
-asio::awaitable<HttpResponse> Router::exchange(Forwarding& f, Worker& worker,
+asio::awaitable<HttpResponse> Router::exchange(Forwarding& f, std::shared_ptr<Worker> to,
                                                std::unique_ptr<HttpClient>* client) {
+  Worker& worker = *to;
   const auto left = [&] { return f.deadline - std::chrono::steady_clock::now(); };
   const HttpRequest request = for_worker(f.request);
   if (std::optional<HttpClient> spare = worker.take_connection()) {
@@ -246,6 +249,14 @@ asio::awaitable<HttpResponse> Router::exchange(Forwarding& f, Worker& worker,
     if (!is_stale) co_return head;
     if (f.reply.client_gone()) throw ClientGone();
     **client = HttpClient(f.reply.executor(), worker.url());
+  }
+  // Another process may listen there by now, with the weights that it was started with.
+  if (!weight_version_.empty()) {
+    const bool has_answered = co_await ask_weight_version(to);
+    if (!has_answered && !f.reply.client_gone()) worker.note_unreachable();
+    if (!has_current_weights(worker)) {
+      throw ConnectionError(str_cat(worker.url().text(), ": ", why_unroutable(worker)));
+    }
   }
   bool is_reached = false;
   std::string problem;

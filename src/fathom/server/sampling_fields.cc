@@ -48,6 +48,7 @@ SamplingParams read_sampling(JsonFields& fields, int64_t vocab_size, bool has_to
   p.top_p = number_between(fields, "top_p", 1, std::numeric_limits<float>::min(), 1,
                            "a number above 0 and at most 1 is expected");
   p.top_k = fields.integer("top_k", -1, -1, int64_t{1} << 30);
+  if (p.top_k == 0) fields.fail("top_k", "-1 (all) or at least 1 is expected", Json(0));
   p.min_p = number_between(fields, "min_p", 0, 0, 1, "a number from 0 to 1 is expected");
   p.frequency_penalty =
       number_between(fields, "frequency_penalty", 0, -2, 2, "a number from -2 to 2 is expected");

@@ -39,10 +39,12 @@ void EngineServer::drain(std::chrono::milliseconds patience) {
     }
   };
   wait(patience);
-  if (is_idle()) return;
-  if (service_->failure().empty()) service_->resume();
-  service_->abort_prefix("", "The server is shutting down");
-  wait(std::chrono::seconds(10));
+  if (!is_idle()) {
+    if (service_->failure().empty()) service_->resume();
+    service_->abort_prefix("", "The server is shutting down");
+    wait(std::chrono::seconds(10));
+  }
+  http_->end_drain();
 }
 
 bool is_loopback_address(const std::string& host) {

@@ -32,7 +32,8 @@ class EngineServer {
   void begin_drain();
   /// True when every request has its answer.
   bool is_idle() const { return http_->num_active_requests() == 0; }
-  /// Drains; aborts what is still unfinished after `patience`, and tells clients so.
+  /// Drains; aborts what is still unfinished after `patience`, and tells clients so. Nobody can
+  /// connect afterwards.
   void drain(std::chrono::milliseconds patience);
 
  private:

@@ -27,11 +27,15 @@ void Worker::note_check(bool is_good) {
   good_checks_ = is_good ? good_checks_ + 1 : 0;
   bad_checks_ = is_good ? 0 : bad_checks_ + 1;
   if (good_checks_ >= limits_.health_success_threshold) is_healthy_ = true;
-  if (bad_checks_ >= limits_.health_failure_threshold) is_healthy_ = false;
+  if (bad_checks_ >= limits_.health_failure_threshold) {
+    is_healthy_ = false;
+    weight_version_.clear();
+  }
 }
 
 void Worker::note_unreachable() {
   is_healthy_ = false;
+  weight_version_.clear();
   good_checks_ = 0;
   drop_connections();
 }

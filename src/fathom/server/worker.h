@@ -40,11 +40,27 @@ class Worker {
   const std::string& id() const { return id_; }
   const Url& url() const { return url_; }
 
-  // ---- Health: unknown workers are not asked ----
+  // ---- Health: unknown workers are not asked. One that is out may come back as another process,
+  // so its weights are unknown then ----
   bool is_healthy() const { return is_healthy_; }
   void note_check(bool is_good);
   /// Nobody listens there: it has to pass checks before it is asked again.
   void note_unreachable();
+
+  // ---- Weights ----
+  /// Empty while unknown.
+  const std::string& weight_version() const { return weight_version_; }
+  /// What a control call that went through the router has made of it; empty: not known.
+  void set_weight_version(const std::string& version) {
+    weight_version_ = version;
+    ++num_version_changes_;
+  }
+  /// What it says itself. @param asked_at num_version_changes() at the time of the question: an
+  /// answer that a control call has overtaken counts for nothing.
+  void note_weight_version(const std::string& version, int64_t asked_at) {
+    if (asked_at == num_version_changes_) weight_version_ = version;
+  }
+  int64_t num_version_changes() const { return num_version_changes_; }
 
   // ---- Circuit breaker ----
   BreakerState breaker(Clock::time_point now) const;
@@ -72,7 +88,9 @@ class Worker {
   WorkerLimits limits_;
   bool is_healthy_ = false;
   int64_t good_checks_ = 0, bad_checks_ = 0;  // in a row
-  bool is_open_ = false;                      // the breaker, half-open included
+  std::string weight_version_;
+  int64_t num_version_changes_ = 0;
+  bool is_open_ = false;  // the breaker, half-open included
   int64_t failures_ = 0, trial_successes_ = 0;
   Clock::time_point opened_, last_failure_;
   int64_t load_ = 0, num_requests_ = 0;

@@ -390,12 +390,65 @@ TEST_F(RouterTest, ControlReachesEveryEngine) {
   EXPECT_EQ(get("/flush_cache").status, 502) << "one did not do it";
 }
 
+TEST_F(RouterTest, OnlyWorkersWithTheCurrentWeightsAreAsked) {
+  RouterOptions options = quick_options();
+  options.policy = RoutingPolicyKind::kRoundRobin;
+  start(2, options);
+  const auto worker_of = [&](int port) {
+    Json found;
+    const Json all = get("/workers").json()["workers"];
+    for (const Json& worker : all) {
+      if (worker["url"] == url_of(port)) found = worker;
+    }
+    return found;
+  };
+  EXPECT_EQ(get("/workers").json()["weight_version"], nullptr);
+  EXPECT_EQ(post("/update_weight_version", {{"new_version", "v2"}}).status, 200);
+  EXPECT_EQ(get("/workers").json()["weight_version"], "v2");
+  EXPECT_EQ(post("/update_weight_version", {{"new_version", ""}}).status, 400);
+  EXPECT_EQ(get("/workers").json()["weight_version"], "v2") << "nobody has done it";
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(post("/generate", request("x")).status, 200);
+  EXPECT_EQ(num_answered(), (std::vector<int>{2, 2}));
+
+  // Another process takes the second one's place, with the weights it was started with.
+  TestServer::Settings same_port = settings_;
+  same_port.http.port = workers_[1]->port();
+  workers_[1].reset();
+  workers_[1] = std::make_unique<TestServer>(same_port, script_);
+  const int port = workers_[1]->port();
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(post("/generate", request("x")).status, 200);
+  EXPECT_TRUE(TestServer::eventually([&] {
+    const Json worker = worker_of(port);
+    return worker["is_healthy"] == true && worker["weight_version"].is_string();
+  }));
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(post("/generate", request("x")).status, 200);
+  EXPECT_EQ(num_answered(), (std::vector<int>{14, 0}));
+  const Json stale = worker_of(port);
+  EXPECT_EQ(stale["is_routable"], false);
+  EXPECT_NE(stale["reason"].get<std::string>().find("v2"), std::string::npos) << stale;
+
+  // It is updated, by itself.
+  EXPECT_EQ(workers_[1]->post("/update_weight_version", {{"new_version", "v2"}}).status, 200);
+  EXPECT_TRUE(TestServer::eventually([&] { return worker_of(port)["is_routable"] == true; }));
+  EXPECT_EQ(worker_of(port)["reason"], nullptr);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(post("/generate", request("x")).status, 200);
+  EXPECT_EQ(num_answered(), (std::vector<int>{16, 2}));
+}
+
+TEST(RouterDefaultsTest, AWorkerThatHangsIsFoundWithinSeconds) {
+  EXPECT_EQ(RouterOptions().health_timeout, std::chrono::seconds(5));
+  EXPECT_EQ(RouterOptions().limits.health_failure_threshold, 3);
+}
+
 TEST_F(RouterTest, DrainingRefusesNewRequests) {
   script_->delay = milliseconds(1);
   start(1);
   auto held = std::async(std::launch::async, [&] { return post("/generate", request("x", 300)); });
   EXPECT_TRUE(TestServer::eventually(
       [&] { return workers_[0]->server().service().load().num_running == 1; }));
+  router_->begin_drain();
+  EXPECT_EQ(get("/health").status, 503);
+  EXPECT_EQ(post("/generate", request("x")).status, 503);
   router_->drain(std::chrono::seconds(20));
   EXPECT_EQ(held.get().json()["output_ids"].size(), 300u);
 }
