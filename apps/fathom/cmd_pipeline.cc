@@ -8,12 +8,12 @@
 #include "fathom/checkpoint/cast.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/model_tensors.h"
-#include "fathom/launch/process_place.h"
+#include "fathom/dist/rank_environment.h"
 #include "fathom/launch/stages.h"
-#include "fathom/launch/supervisor.h"
 #include "fathom/rl/rl_run.h"
 #include "hub_download.h"
 #include "name_dialect.h"
+#include "ranks.h"
 #include "run_hints.h"
 
 namespace fathom {
@@ -30,7 +30,7 @@ bool is_layout_given(const config::ParsedCommand& command) {
 }
 
 void train(const ExecContext& ctx, const config::ParsedCommand& command,
-           const config::Options& options) {
+           const config::Options& options, const dist::Group& ranks) {
   const std::string& checkpoint = *options.launch.hf_checkpoint;
   const Tokenizer tokenizer = Tokenizer::load(checkpoint);
   // The configuration counts MTP modules only where the checkpoint has their tensors.
@@ -40,21 +40,18 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
   Json config = config::to_json(command);
   std::error_code error;  // paths of the options may be relative to it
   config["working_directory"] = std::filesystem::current_path(error).string();
-  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path, config).run();
+  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path, config, ranks)
+      .run();
 }
 
-}  // namespace
-
-int run_pipeline(const config::ParsedCommand& command) {
+int pipeline_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   const bool converts = command.command == config::Command::kPrepareSpmd;
-  const LaunchedProcess process =
-      converts ? launched_process(config::current_environment()) : LaunchedProcess{};
+  // They meet in the directory that they write, not as ranks.
+  const dist::RankEnvironment process =
+      converts ? dist::rank_environment(config::current_environment()) : dist::RankEnvironment{};
   if (converts && process.size == 1 && o.launch.num_procs > 1 && !o.convert.plan_only)
-    return supervise_ranks({.num_ranks = static_cast<int>(o.launch.num_procs),
-                            .arguments = own_arguments(),
-                            .environment = {},
-                            .grace_seconds = 3});
+    return start_local_ranks(command);
   if (process.rank == 0) log_info(config::format_option_table(command));
   if (contains(config::kTraining, command.command))
     for (const std::string& hint : run_hints(command)) log_info(hint);
@@ -72,9 +69,18 @@ int run_pipeline(const config::ParsedCommand& command) {
   };
   functions.is_one_of_several = process.size > 1;
   functions.hub = hub_functions(o);
-  functions.train = [&](const config::Options& options) { train(ctx, command, options); };
+  functions.train = [&](const config::Options& options) { train(ctx, command, options, ranks); };
   Launcher(command, functions, o.launch.recipe_dir.value_or(default_recipe_dir())).run();
   return 0;
+}
+
+}  // namespace
+
+int run_pipeline(const config::ParsedCommand& command) {
+  // Only what trains is computed by several ranks.
+  if (!contains(config::kTraining, command.command)) return pipeline_on({}, command);
+  return run_on_ranks(command,
+                      [&](const dist::Group& ranks) { return pipeline_on(ranks, command); });
 }
 
 }  // namespace fathom

@@ -4,10 +4,12 @@
 #include "fathom/checkpoint/load.h"
 #include "fathom/checkpoint/safetensors_writer.h"
 #include "fathom/train/score.h"
+#include "ranks.h"
 
 namespace fathom {
+namespace {
 
-int run_score(const config::ParsedCommand& command) {
+int score_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const config::ToolOptions& o = command.options.tool;
   const std::string& directory = *command.options.launch.hf_checkpoint;
   const Execution execution(command.options.runtime);
@@ -19,10 +21,18 @@ int run_score(const config::ParsedCommand& command) {
                                      {.with_logits = o.with_logits,
                                       .with_gradients = o.with_gradients,
                                       .with_mtp = o.with_mtp,
-                                      .chunk_tokens = command.options.engine.chunked_prefill_size});
+                                      .chunk_tokens = command.options.engine.chunked_prefill_size},
+                                     ranks);
+  if (ranks.rank() != 0) return 0;
   write_safetensors(*o.output, tensors);
   log_info("scored ", sequences.size(), " sequences into ", *o.output);
   return 0;
+}
+
+}  // namespace
+
+int run_score(const config::ParsedCommand& command) {
+  return run_on_ranks(command, [&](const dist::Group& ranks) { return score_on(ranks, command); });
 }
 
 }  // namespace fathom

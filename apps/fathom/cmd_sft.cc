@@ -5,6 +5,7 @@
 #include "fathom/checkpoint/load.h"
 #include "fathom/rl/sft_run.h"
 #include "fathom/tokenizer/tokenizer.h"
+#include "ranks.h"
 
 namespace fathom {
 namespace {
@@ -17,10 +18,7 @@ Weights initial_weights(const ExecContext& ctx, const config::Options& o) {
   return weights;
 }
 
-}  // namespace
-
-/// Trains on --prompt-data and writes a BF16 model directory to --output.
-int run_sft(const config::ParsedCommand& command) {
+int sft_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const config::Options& o = command.options;
   const bool is_random = o.sft.init == config::SftInit::kRandom;
   if (is_random && (!o.sft.model_config || !o.sft.tokenizer_dir)) {
@@ -38,10 +36,18 @@ int run_sft(const config::ParsedCommand& command) {
   const auto examples =
       read_supervised_examples(o, tokenizer, weights.config.max_position_embeddings);
   log_info("sft: ", examples.size(), " examples, ", o.sft.sft_steps, " steps");
-  fathom::run_sft(execution.context(), &weights, examples, o);
+  fathom::run_sft(execution.context(), &weights, examples, o, ranks);
+  if (ranks.rank() != 0) return 0;
   export_hf(execution.context(), weights, {.output = *o.tool.output, .companions = tokenizer_dir});
   log_info("sft: wrote ", *o.tool.output);
   return 0;
+}
+
+}  // namespace
+
+/// Trains on --prompt-data and writes a BF16 model directory to --output.
+int run_sft(const config::ParsedCommand& command) {
+  return run_on_ranks(command, [&](const dist::Group& ranks) { return sft_on(ranks, command); });
 }
 
 }  // namespace fathom

@@ -41,7 +41,7 @@ std::vector<ParallelLayout> recipe_layouts() {
 }  // namespace
 
 void convert_to_torch_dist(const ExecContext& ctx, const config::Options& options,
-                           const LaunchedProcess& process, const std::string& from,
+                           const dist::RankEnvironment& process, const std::string& from,
                            const std::string& to) {
   PrepareSpmdOptions o;
   o.plan.layout = layout_of(options.parallel);

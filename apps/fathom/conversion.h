@@ -5,13 +5,13 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/config/options.h"
-#include "fathom/launch/process_place.h"
+#include "fathom/dist/rank_environment.h"
 
 namespace fathom {
 
 /// @param process of several that convert together; each calls this with its own.
 void convert_to_torch_dist(const ExecContext& ctx, const config::Options& options,
-                           const LaunchedProcess& process, const std::string& from,
+                           const dist::RankEnvironment& process, const std::string& from,
                            const std::string& to);
 
 /// What each rank would get, printed: in the layout of the options, or when they give none in those

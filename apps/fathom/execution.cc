@@ -7,6 +7,8 @@
 #include "fathom/base/error.h"
 #include "fathom/base/log.h"
 #include "fathom/config/derived.h"
+#include "fathom/config/parse.h"
+#include "fathom/dist/rank_environment.h"
 
 namespace fathom {
 namespace {
@@ -43,8 +45,14 @@ int num_usable_cores() {
   return std::max(1, CPU_COUNT(&set));
 }
 
+int num_default_threads() {
+  // The ranks of a machine share its cores.
+  const int num_ranks = dist::rank_environment(config::current_environment()).local_size;
+  return std::max(1, num_usable_cores() / num_ranks);
+}
+
 Execution::Execution(const config::RuntimeOptions& options)
-    : threads_(static_cast<int>(options.threads.value_or(num_usable_cores()))),
+    : threads_(static_cast<int>(options.threads.value_or(num_default_threads()))),
       device_(options.device == config::DeviceKind::kCuda ? open_cuda_device() : nullptr),
       context_{&threads_, choose_isa(options.cpu_kernels), device_.get()} {
   if (device_ != nullptr) log_info("device: ", device_->name());

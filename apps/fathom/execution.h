@@ -30,5 +30,7 @@ Weights in_precision(const ExecContext& ctx, Weights weights, const config::Opti
 
 /// Cores that this process may run on.
 int num_usable_cores();
+/// Those that it takes when --threads does not say: its part of them, beside other ranks.
+int num_default_threads();
 
 }  // namespace fathom

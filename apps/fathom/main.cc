@@ -14,7 +14,8 @@
 #include "fathom/base/log.h"
 #include "fathom/base/process_memory.h"
 #include "fathom/config/words.h"
-#include "fathom/launch/supervisor.h"
+#include "fathom/dist/world.h"
+#include "ranks.h"
 
 namespace fathom {
 namespace {
@@ -89,13 +90,6 @@ void handle_signals() {
   std::signal(SIGXFSZ, SIG_IGN);
 }
 
-int report(int code, const char* message) {
-  // Standard output may be what has failed; the message goes to standard error alone.
-  std::fflush(stdout);
-  if (!report_to_supervisor(code, message)) std::fprintf(stderr, "error: %s\n", message);
-  return code;
-}
-
 }  // namespace
 }  // namespace fathom
 
@@ -106,13 +100,15 @@ int main(int argc, char** argv) {
   try {
     const int code = run({argv + 1, argv + argc});
     if (code == kDone && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0))
-      return report(kFailed, "standard output could not be written");
+      return report_failure(kFailed, "standard output could not be written");
     return code;
+  } catch (const dist::PeerFailure& e) {
+    return report_peer_failure(e.what());
   } catch (const ConfigError& e) {
-    return report(kWrongCommandLine, e.what());
+    return report_failure(kWrongCommandLine, e.what());
   } catch (const std::bad_alloc&) {
-    return report(kFailed, "out of memory");
+    return report_failure(kFailed, "out of memory");
   } catch (const std::exception& e) {
-    return report(kFailed, e.what());
+    return report_failure(kFailed, e.what());
   }
 }

@@ -59,7 +59,8 @@ struct LaunchOptions {
   Conversion conversion = Conversion::kSinglePass;
   int64_t num_nodes = 1;  // default from SLURM_JOB_NUM_NODES when that is set
   int64_t num_gpus_per_node = 8;
-  int64_t num_procs = 1;  // local ranks on a CPU
+  int64_t num_procs = 1;                     // local ranks on a CPU
+  int64_t distributed_timeout_minutes = 10;  // of one message or collective
   Hardware hardware = Hardware::kAuto;
   int64_t rollout_num_nodes = 0;  // 0: colocated
   bool enable_mtp = false;
@@ -320,7 +321,7 @@ struct AcceptedOptions {
   bool offload = false, offload_train = false, offload_rollout = false;
   std::optional<int64_t> update_weight_buffer_size, train_memory_margin_bytes;
   std::optional<int64_t> rollout_health_check_interval, rollout_health_check_timeout;
-  std::optional<int64_t> distributed_timeout_minutes, sglang_server_concurrency;
+  std::optional<int64_t> sglang_server_concurrency;
 };
 
 /// Where further options come from. Consumed by the parser.

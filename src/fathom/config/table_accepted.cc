@@ -55,8 +55,6 @@ void describe_accepted_options(OptionTable& table, Options& options) {
             "seconds between looks at the engines", one_process);
   no_effect("rollout-health-check-timeout", &o.rollout_health_check_timeout,
             "seconds an engine has to answer", one_process);
-  no_effect("distributed-timeout-minutes", &o.distributed_timeout_minutes,
-            "minutes a collective may take", one_process);
   no_effect("sglang-server-concurrency", &o.sglang_server_concurrency, "requests under way",
             "--sglang-max-running-requests limits what runs at a time.");
 }

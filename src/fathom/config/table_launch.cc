@@ -145,10 +145,26 @@ void describe_machines(OptionTable& table, Options& options) {
            "local ranks on GPUs; on a CPU --num-procs counts")
       .at_least(1)
       .not_hashed();
-  table.add("num-procs", &o.num_procs, "local ranks on a CPU")
+  const CommandSet on_ranks = kTraining | set_of(Command::kScore, Command::kSft);
+  table
+      .add("num-procs", &o.num_procs,
+           "local ranks on a CPU, which share the samples; results are the same but for the order "
+           "in "
+           "which gradients are summed")
       .at_least(1)
-      .built_only({"1"}, "Several local ranks are not built yet; --threads uses all cores of one.")
-      .all_values_for(set_of(Command::kPrepareSpmd));
+      .at_most(1024)
+      .for_commands(kPipeline | on_ranks)
+      .built_only({"1"},
+                  "Several local ranks are not built yet in this subcommand; --threads uses all "
+                  "cores of one.")
+      .all_values_for(on_ranks | set_of(Command::kPrepareSpmd));
+  table
+      .add("distributed-timeout-minutes", &o.distributed_timeout_minutes,
+           "minutes that a rank waits for another in one message or collective")
+      .at_least(1)
+      .at_most(100'000)
+      .for_commands(kPipeline | on_ranks)
+      .not_hashed();
   table
       .add_choice<Hardware>("hardware", &o.hardware,
                             {{"auto", Hardware::kAuto},

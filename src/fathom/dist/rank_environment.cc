@@ -51,11 +51,6 @@ void read_meeting_place(const Variables& variables, RankEnvironment* e) {
   if (const std::string host = text_of(variables, "MASTER_ADDR"); !host.empty())
     e->master_host = host;
   if (const auto port = number_of(variables, "MASTER_PORT")) e->master_port = *port;
-  if (e->size > 1 && (e->master_port < 1 || e->master_port > 65'535)) {
-    throw ConfigError(str_cat("MASTER_PORT is ", e->master_port, ": the ", e->size,
-                              " ranks need a port on rank 0's host to meet\n  fix: set MASTER_ADDR "
-                              "and MASTER_PORT, the same for all ranks"));
-  }
 }
 
 void read_torchrun(const Variables& variables, RankEnvironment* e) {

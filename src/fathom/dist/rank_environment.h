@@ -11,7 +11,7 @@ struct RankEnvironment {
   int rank = 0, size = 1;
   int local_rank = 0, local_size = 1;  // on this machine
   std::string master_host = "127.0.0.1";
-  int master_port = 0;
+  int master_port = 0;   // 0: not told, and World::join() needs it
   int listen_fd = -1;    // of rank 0: a socket that listens there already, from our supervisor
   std::string secret;    // what all ranks of a run know and nobody else should
   std::string launcher;  // "torchrun", "Slurm", "fathom"; empty: started alone

@@ -61,6 +61,10 @@ TEST(RankEnvironment, SlurmStep) {
   EXPECT_EQ(rank_environment(other).master_port, e.master_port);
   other.emplace("MASTER_PORT", "1234");
   EXPECT_EQ(rank_environment(other).master_port, 1234);
+  // A batch script is one process, whatever the job has.
+  const Variables script = {
+      {"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "4"}, {"SLURM_STEPID", "4294967291"}};
+  EXPECT_EQ(rank_environment(script).size, 1);
   Variables batch = variables;
   batch.insert_or_assign("SLURM_STEP_ID", "batch");
   EXPECT_EQ(rank_environment(batch).size, 1);
@@ -70,7 +74,7 @@ TEST(RankEnvironment, SaysWhatDoesNotFit) {
   for (const Variables& variables : {Variables{{"RANK", "0"}}, Variables{{"WORLD_SIZE", "2"}},
                                      Variables{{"RANK", "2"}, {"WORLD_SIZE", "2"}},
                                      Variables{{"RANK", "x"}, {"WORLD_SIZE", "2"}},
-                                     Variables{{"RANK", "0"}, {"WORLD_SIZE", "2"}}}) {
+                                     Variables{{"SLURM_PROCID", "2"}, {"SLURM_NTASKS", "2"}}}) {
     EXPECT_THROW(rank_environment(variables), ConfigError);
   }
 }

@@ -240,6 +240,12 @@ std::unique_ptr<World> World::join(const RankEnvironment& environment,
   std::unique_ptr<World> world(new World(std::move(impl)));
   Impl& w = *world->impl_;
   if (environment.size == 1) return world;
+  if (environment.master_port < 1 || environment.master_port > 65'535) {
+    throw ConfigError(str_cat("MASTER_PORT is ", environment.master_port, ": the ",
+                              environment.size,
+                              " ranks need a port on rank 0's host to meet\n  fix: set MASTER_ADDR "
+                              "and MASTER_PORT, the same for all ranks"));
+  }
   try {
     const Deadline deadline = Clock::now() + options.join_timeout;
     w.connect_control(deadline);

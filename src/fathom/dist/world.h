@@ -64,7 +64,8 @@ struct Incoming {
 class World {
  public:
   /// Blocks until all ranks are connected. With one rank nothing is opened.
-  /// Errors: ConnectionError (address, port, secret, time), PeerFailure.
+  /// Errors: ConfigError without a port to meet at, ConnectionError (address, secret, time),
+  /// PeerFailure.
   static std::unique_ptr<World> join(const RankEnvironment& environment,
                                      const WorldOptions& options);
   /// Without finish() or fail() before it, the others learn that this rank has ended early.

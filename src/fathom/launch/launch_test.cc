@@ -7,7 +7,6 @@
 #include "fathom/base/file.h"
 #include "fathom/base/log.h"
 #include "fathom/launch/copy_tree.h"
-#include "fathom/launch/process_place.h"
 #include "fathom/launch/stages.h"
 
 namespace fathom {
@@ -235,26 +234,6 @@ TEST_F(LaunchTest, AVerifiedCopyHasTheTimeOfItsSourceAndIsNotReadAgain) {
   EXPECT_FALSE(is_copied(from, to));
   EXPECT_EQ(copy_tree(from, to).num_copied, 1);
   EXPECT_EQ(read_file(to + "/a"), read_file(from + "/a"));
-}
-
-TEST_F(LaunchTest, LaunchersTellTheRank) {
-  EXPECT_EQ(launched_process({}).size, 1);
-  const LaunchedProcess torchrun = launched_process({{"RANK", "3"}, {"WORLD_SIZE", "8"}});
-  EXPECT_EQ(torchrun.rank, 3);
-  EXPECT_EQ(torchrun.size, 8);
-  EXPECT_EQ(launched_process({{"SLURM_PROCID", "2"}, {"SLURM_NTASKS", "4"}}).rank, 2);
-  EXPECT_EQ(launched_process(
-                {{"SLURM_PROCID", "2"}, {"SLURM_NTASKS", "9"}, {"SLURM_STEP_NUM_TASKS", "4"}})
-                .size,
-            4);
-  // A batch script is one process, whatever the job has.
-  EXPECT_EQ(launched_process(
-                {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "4"}, {"SLURM_STEPID", "4294967291"}})
-                .size,
-            1);
-  EXPECT_THROW(launched_process({{"RANK", "3"}}), ConfigError);
-  EXPECT_THROW(launched_process({{"RANK", "3"}, {"WORLD_SIZE", "3"}}), ConfigError);
-  EXPECT_THROW(launched_process({{"RANK", "x"}, {"WORLD_SIZE", "3"}}), ConfigError);
 }
 
 TEST_F(LaunchTest, AnInterruptedCopyHasNoSentinel) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "fathom/base/error.h"
+#include "fathom/base/json.h"
 #include "fathom/observe/progress.h"
 
 namespace fathom {
@@ -11,13 +13,38 @@ namespace {
 // Keeps the noise of evaluations apart from that of rollouts with the same seed.
 constexpr uint64_t kEvaluationSalt = 0xE7A1E7A1E7A1E7A1ull;
 
+/// Every rank gets the answers of all: those to prompt p are rank p % size's.
+void share_answers(const dist::Group& ranks, size_t per_prompt, std::vector<Sample>* samples) {
+  if (ranks.size() == 1) return;
+  const auto owner = [&](size_t i) {
+    return static_cast<int>(i / per_prompt % static_cast<size_t>(ranks.size()));
+  };
+  Json mine = Json::array();
+  for (size_t i = 0; i < samples->size(); ++i) {
+    if (owner(i) == ranks.rank()) mine.push_back(sample_to_json((*samples)[i]));
+  }
+  const std::vector<uint8_t> bytes = Json::to_cbor(mine);
+  const std::vector<std::string> all =
+      ranks.all_gather(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  for (int rank = 0; rank < ranks.size(); ++rank) {
+    if (rank == ranks.rank()) continue;
+    const Json told = Json::from_cbor(all[static_cast<size_t>(rank)]);
+    size_t next = 0;
+    for (size_t i = 0; i < samples->size(); ++i) {
+      if (owner(i) != rank) continue;
+      (*samples)[i] = sample_from_json(told.at(next++), str_cat("an answer of rank ", rank));
+    }
+  }
+}
+
 }  // namespace
 
 EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
-                          const EvaluationOptions& options) {
+                          const EvaluationOptions& options, const dist::Group& ranks) {
   const int64_t n = options.n_samples_per_prompt;
   std::map<int64_t, size_t> prompt_of;  // by request id
-  for (size_t p = 0; p < prompts.size(); ++p) {
+  for (size_t p = static_cast<size_t>(ranks.rank()); p < prompts.size();
+       p += static_cast<size_t>(ranks.size())) {
     Request request;
     request.prompt_ids = prompts[p].tokens;
     request.sampling = options.sampling;
@@ -48,6 +75,7 @@ EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
       s.reward = compute_reward(options.reward, s.response, s.label);
     }
   }
+  share_answers(ranks, static_cast<size_t>(n), &result.samples);
   double reward = 0.0;
   for (const Sample& s : result.samples) reward += s.reward;
   result.mean_reward = reward / static_cast<double>(std::max<size_t>(1, result.samples.size()));

@@ -7,6 +7,7 @@
 
 #include "fathom/data/prompt.h"
 #include "fathom/data/sample.h"
+#include "fathom/dist/group.h"
 #include "fathom/reward/reward.h"
 #include "fathom/rollout/engine.h"
 
@@ -25,7 +26,8 @@ struct EvaluationResult {
 };
 
 /// Every prompt, n samples each. The same weights, prompts and options give the same result.
+/// @param ranks who share the prompts, each with an engine of its own; all get the whole result.
 EvaluationResult evaluate(Engine* engine, const std::vector<Prompt>& prompts,
-                          const EvaluationOptions& options);
+                          const EvaluationOptions& options, const dist::Group& ranks = {});
 
 }  // namespace fathom

@@ -54,14 +54,18 @@ std::vector<float> all_gate_biases(const Weights& weights) {
 }  // namespace
 
 RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
-             const config::Options& options, const std::string& run_path, const Json& config)
+             const config::Options& options, const std::string& run_path, const Json& config,
+             dist::Group ranks)
     : ctx_(ctx),
+      ranks_(std::move(ranks)),
       weights_(weights),
       tokenizer_(tokenizer),
       options_(options),
-      directory_(run_path),
+      run_path_(run_path),
       process_start_seconds_(now_seconds()) {
-  log_to_file(join_path(run_path, "run.log"));
+  if (writes()) directory_.emplace(run_path);
+  ranks_.barrier();  // the directory is there, and no other run has it
+  log_to_file(join_path(run_path, writes() ? "run.log" : str_cat("rank_", ranks_.rank(), ".log")));
   set_precisions();
   read_data();
   steps_per_rollout_ = steps_per_rollout(options_);
@@ -71,20 +75,23 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
   cursor_ = std::make_unique<PromptCursor>(static_cast<int64_t>(prompts_.size()),
                                            options_.data.rollout_shuffle,
                                            static_cast<uint64_t>(options_.data.rollout_seed));
-  collector_ =
-      std::make_unique<RolloutCollector>(prompts_, cursor_.get(), collector_options(options_));
+  collector_ = std::make_unique<RolloutCollector>(prompts_, cursor_.get(),
+                                                  collector_options(options_), ranks_);
   EngineOptions for_engine = engine_options(options_);
   for_engine.append_token = append_token_of(tokenizer_);
   for_engine.cache_answers = false;  // no prompt of a run continues an answer
   engine_ = std::make_unique<Engine>(ctx_, is_fast() ? rollout_weights_ : *weights_, for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
-      *weights_, optimizer_options(options_.optimizer), [&](const Parameter& p) {
+      *weights_, optimizer_options(options_.optimizer),
+      [&](const Parameter& p) {
         return !p.name.starts_with("mtp.") && !(freeze_gate && p.name.ends_with(".gate.weight"));
-      });
+      },
+      ranks_);
   frozen_bias_ = all_gate_biases(*weights_);
   resume();
-  directory_.save_config(config);
+  if (!writes()) return;
+  directory_->save_config(config);
   metrics_ = std::make_unique<MetricsWriter>(run_path, first_rollout_ == 0 ? -1 : first_rollout_);
 }
 
@@ -130,7 +137,7 @@ bool RlRun::is_due(const std::optional<int64_t>& interval, int64_t rollout_id) c
 void RlRun::run() {
   if (first_rollout_ == 0 && !evaluation_sets_.empty() && !options_.eval.skip_eval_before_train) {
     const MetricList evaluation = evaluate_all(-1);
-    metrics_->write(-1, evaluation);
+    if (writes()) metrics_->write(-1, evaluation);
   }
   for (int64_t id = first_rollout_; id < num_rollouts_; ++id) {
     run_step(id);
@@ -141,7 +148,7 @@ void RlRun::run() {
       return;
     }
   }
-  print_summary();
+  if (writes()) print_summary();
 }
 
 void RlRun::run_step(int64_t rollout_id) {
@@ -162,7 +169,7 @@ void RlRun::run_step(int64_t rollout_id) {
       total_tokens += static_cast<double>(s.tokens.size());
     }
   }
-  directory_.write_samples("rollout", step_name("rollout", rollout_id), samples);
+  if (writes()) directory_->write_samples("rollout", step_name("rollout", rollout_id), samples);
 
   const double train_start = now_seconds();
   if (!options_.debug.debug_rollout_only) {
@@ -189,7 +196,7 @@ void RlRun::run_step(int64_t rollout_id) {
     const MetricList evaluation = evaluate_all(rollout_id);
     metrics.insert(metrics.end(), evaluation.begin(), evaluation.end());
   }
-  metrics_->write(rollout_id, metrics);
+  if (writes()) metrics_->write(rollout_id, metrics);
   log_info(step_line(rollout_id, num_rollouts_, metrics));
   if (!options_.launch.skip_saving && is_due(options_.checkpoint.save_interval, rollout_id)) {
     save(rollout_id);
@@ -224,7 +231,7 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
       chosen.assign(begin, begin + static_cast<int64_t>(group));
     }
     const double N = static_cast<double>(per_step);
-    const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_);
+    const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_, ranks_);
     const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     // Before any update of this rollout: what decode reported must be what the trainer computes.
     const double difference = m.train_rollout_logprob_abs_diff / forwarded;
@@ -286,13 +293,14 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
   const double start = now_seconds();
   auto run_set = [&](const EvaluationSet& set, const std::string& prefix,
                      const EvaluationOptions& o) {
-    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o);
+    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, ranks_);
     const std::string name = prefix + "/" + set.name;
     std::vector<const Sample*> samples;
     for (const Sample& sample : result.samples) samples.push_back(&sample);
     metrics.emplace_back(name, result.mean_reward);
     add_sample_metrics(name, samples, &metrics);
-    directory_.write_samples("eval", step_name(prefix + "_" + set.name, rollout_id), samples);
+    if (writes())
+      directory_->write_samples("eval", step_name(prefix + "_" + set.name, rollout_id), samples);
     log_info(name, " ", number("%.3f", result.mean_reward), " on ", set.prompts.size(), " prompts");
   };
   for (const EvaluationSet& set : evaluation_sets_) {
@@ -313,17 +321,21 @@ void RlRun::save(int64_t rollout_id) {
       {"cursor", cursor_->to_json()}, {"collector", collector_->to_json()},
       {"seed", options_.train.seed},  {"rollout_seed", options_.data.rollout_seed},
       {"buffer", Json::array()}};
-  save_training_state(directory_.checkpoints(), rollout_id, *weights_, optimizer_->moments(),
-                      scalars, options_.checkpoint.save_retain_interval);
+  const std::vector<AdamMoments> moments = optimizer_->gathered_moments();
+  if (writes()) {
+    save_training_state(directory_->checkpoints(), rollout_id, *weights_, moments, scalars,
+                        options_.checkpoint.save_retain_interval);
+  }
   last_save_seconds_ = now_seconds() - start;
 }
 
 void RlRun::resume() {
-  const std::optional<int64_t> latest = latest_training_state(directory_.checkpoints());
+  const std::string checkpoints = join_path(run_path_, "checkpoints");
+  const std::optional<int64_t> latest = latest_training_state(checkpoints);
   if (!latest) return;
   const std::string origin = str_cat("checkpoint of step ", *latest);
-  const Json scalars =
-      load_training_state(directory_.checkpoints(), *latest, weights_, &optimizer_->moments());
+  std::vector<AdamMoments> moments = optimizer_->moments_to_fill();
+  const Json scalars = load_training_state(checkpoints, *latest, weights_, &moments);
   optimizer_->set_scalars(scalars.at("optimizer"), origin);
   cursor_->restore(scalars.at("cursor"), origin);
   collector_->restore(scalars.at("collector"), origin);
@@ -332,7 +344,7 @@ void RlRun::resume() {
 }
 
 void RlRun::print_summary() const {
-  log_info(run_summary(directory_, evaluation_sets_.empty() ? "" : evaluation_sets_[0].name));
+  log_info(run_summary(*directory_, evaluation_sets_.empty() ? "" : evaluation_sets_[0].name));
 }
 
 }  // namespace fathom

@@ -12,6 +12,7 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/config/options.h"
+#include "fathom/dist/group.h"
 #include "fathom/model/weights.h"
 #include "fathom/observe/metrics.h"
 #include "fathom/rl/evaluation.h"
@@ -35,10 +36,13 @@ class RlRun {
   /// @param weights the model; changed by training, read by the engine. Outlives the run. Put into
   /// the precision that the options give the trainer.
   /// @param run_path {save-dir}/{run-id}; @param config the resolved options, saved there.
+  /// @param ranks who run it together: they share answers, samples and optimizer state, and the
+  /// first of them writes.
   /// Errors: UserError (data, directory, damaged checkpoint), ConfigError (options that
   /// contradict).
   RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
-        const config::Options& options, const std::string& run_path, const Json& config);
+        const config::Options& options, const std::string& run_path, const Json& config,
+        dist::Group ranks = {});
   ~RlRun();
 
   /// Runs or resumes to the end. Prints one line a step, the reward curve and answers at the end.
@@ -60,12 +64,16 @@ class RlRun {
   void print_summary() const;
   bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
 
+  bool writes() const { return ranks_.rank() == 0; }
+
   ExecContext ctx_;
+  dist::Group ranks_;
   Weights* weights_;
   Weights rollout_weights_;  // the same masters in rollout's precision, where that is another one
   const Tokenizer& tokenizer_;
   config::Options options_;
-  RunDirectory directory_;
+  std::string run_path_;
+  std::optional<RunDirectory> directory_;  // of the rank that writes
 
   std::vector<Prompt> prompts_;
   std::vector<EvaluationSet> evaluation_sets_;

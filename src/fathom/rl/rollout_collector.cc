@@ -10,15 +10,30 @@
 #include "fathom/train/advantage.h"
 
 namespace fathom {
-namespace {
 
 /// A group that was submitted and is not yet accepted or dropped.
 struct PendingGroup {
-  int64_t request_id = 0;
+  int64_t request_id = -1;  // in this rank's engine; -1: another rank runs it
   SampleGroup samples;
   int64_t num_finished = 0;
   bool is_finished() const { return num_finished == static_cast<int64_t>(samples.size()); }
 };
+
+namespace {
+
+/// What the counters of a rollout take from an answer.
+Json counts_of(const Completion& c) {
+  return Json::array({c.num_cached_tokens, c.num_drafted, c.num_accepted, c.num_preemptions});
+}
+
+void add_counts(const Json& counts, int64_t num_prompt_tokens, RolloutResult* result) {
+  ++result->num_answers;
+  result->num_prompt_tokens += num_prompt_tokens;
+  result->num_cached_tokens += counts.at(0).get<int64_t>();
+  result->num_drafted += counts.at(1).get<int64_t>();
+  result->num_accepted += counts.at(2).get<int64_t>();
+  result->num_preemptions += counts.at(3).get<int64_t>();
+}
 
 std::vector<double> rewards_of(const SampleGroup& group) {
   std::vector<double> rewards;
@@ -48,8 +63,12 @@ SampleStatus status_of(FinishReason reason) {
 }  // namespace
 
 RolloutCollector::RolloutCollector(const std::vector<Prompt>& prompts, PromptCursor* cursor,
-                                   const CollectorOptions& options)
-    : prompts_(prompts), cursor_(cursor), options_(options) {}
+                                   const CollectorOptions& options, dist::Group ranks)
+    : prompts_(prompts), cursor_(cursor), options_(options), ranks_(std::move(ranks)) {}
+
+bool RolloutCollector::is_mine(int64_t group_index) const {
+  return group_index % ranks_.size() == ranks_.rank();
+}
 
 int64_t RolloutCollector::submit_group(Engine* engine, SampleGroup* group) {
   const Prompt& prompt = prompts_[static_cast<size_t>(cursor_->take(1).front())];
@@ -74,8 +93,8 @@ int64_t RolloutCollector::submit_group(Engine* engine, SampleGroup* group) {
         sample_seed(options_.rollout_seed, static_cast<uint64_t>(sample.index)));
     group->push_back(std::move(sample));
   }
-  ++next_group_index_;
-  return engine->submit(std::move(request));
+  const int64_t group_index = next_group_index_++;
+  return is_mine(group_index) ? engine->submit(std::move(request)) : -1;
 }
 
 void RolloutCollector::add_completion(const Completion& c, SampleGroup* group) const {
@@ -93,10 +112,46 @@ void RolloutCollector::add_completion(const Completion& c, SampleGroup* group) c
   }
 }
 
+/// One step of every rank's engine; all hear of all that finished, rank by rank.
+void RolloutCollector::step_all(Engine* engine, const std::map<int64_t, PendingGroup*>& by_index,
+                                std::map<int64_t, PendingGroup*>* by_request,
+                                RolloutResult* result) const {
+  bool has_worked = engine->step();
+  Json finished = Json::array();  // [group index, sample, counters, the sample], for the others
+  for (const Completion& c : engine->take_completions()) {
+    PendingGroup* group = by_request->at(c.request_id);
+    Sample& sample = group->samples[static_cast<size_t>(c.sample)];
+    add_counts(counts_of(c), static_cast<int64_t>(sample.tokens.size()), result);
+    add_completion(c, &group->samples);
+    ++group->num_finished;
+    if (ranks_.size() > 1) {
+      finished.push_back({sample.group_index, c.sample, counts_of(c), sample_to_json(sample)});
+    }
+  }
+  if (ranks_.size() > 1) {
+    const std::vector<uint8_t> mine = Json::to_cbor(Json::array({has_worked, finished}));
+    const std::vector<std::string> all = ranks_.all_gather(
+        std::string_view(reinterpret_cast<const char*>(mine.data()), mine.size()));
+    for (int rank = 0; rank < ranks_.size(); ++rank) {
+      if (rank == ranks_.rank()) continue;
+      const Json told = Json::from_cbor(all[static_cast<size_t>(rank)]);
+      has_worked = has_worked || told.at(0).get<bool>();
+      for (const Json& answer : told.at(1)) {
+        PendingGroup* group = by_index.at(answer.at(0).get<int64_t>());
+        Sample& sample = group->samples[answer.at(1).get<size_t>()];
+        add_counts(answer.at(2), static_cast<int64_t>(sample.tokens.size()), result);
+        sample = sample_from_json(answer.at(3), str_cat("an answer of rank ", rank));
+        ++group->num_finished;
+      }
+    }
+  }
+  FATHOM_ASSERT(has_worked, "the engine stopped before all groups were answered");
+}
+
 RolloutResult RolloutCollector::collect(Engine* engine) {
   RolloutResult result;
   std::deque<PendingGroup> pending;
-  std::map<int64_t, PendingGroup*> by_request;  // deque elements stay where they are
+  std::map<int64_t, PendingGroup*> by_request, by_index;  // deque elements stay where they are
   const auto target = static_cast<size_t>(options_.rollout_batch_size);
   Progress progress("rollout", options_.rollout_batch_size);
   while (result.groups.size() < target) {
@@ -104,29 +159,19 @@ RolloutResult RolloutCollector::collect(Engine* engine) {
       for (int64_t i = 0; i < options_.over_sampling_batch_size; ++i) {
         PendingGroup& group = pending.emplace_back();
         group.request_id = submit_group(engine, &group.samples);
-        by_request[group.request_id] = &group;
+        if (group.request_id >= 0) by_request[group.request_id] = &group;
+        by_index[group.samples.front().group_index] = &group;
         ++result.num_submitted;
       }
     }
     if (!pending.front().is_finished()) {
       progress.update(static_cast<int64_t>(result.groups.size()));
-      FATHOM_ASSERT(engine->step(), "the engine stopped before group ", pending.front().request_id);
-      for (const Completion& c : engine->take_completions()) {
-        PendingGroup* group = by_request.at(c.request_id);
-        result.num_prompt_tokens +=
-            static_cast<int64_t>(group->samples[static_cast<size_t>(c.sample)].tokens.size());
-        ++result.num_answers;
-        result.num_cached_tokens += c.num_cached_tokens;
-        result.num_drafted += c.num_drafted;
-        result.num_accepted += c.num_accepted;
-        result.num_preemptions += c.num_preemptions;
-        add_completion(c, &group->samples);
-        ++group->num_finished;
-      }
+      step_all(engine, by_index, &by_request, &result);
       continue;
     }
     SampleGroup samples = std::move(pending.front().samples);
     by_request.erase(pending.front().request_id);
+    by_index.erase(samples.front().group_index);
     pending.pop_front();
     if (options_.keep_only_reward_spread && !has_reward_spread(rewards_of(samples))) {
       ++result.drops["zero_std_" + reward_text(samples.front().reward)];

@@ -10,6 +10,7 @@
 #include "fathom/data/prompt.h"
 #include "fathom/data/prompt_cursor.h"
 #include "fathom/data/sample.h"
+#include "fathom/dist/group.h"
 #include "fathom/observe/metrics.h"
 #include "fathom/reward/reward.h"
 #include "fathom/rollout/engine.h"
@@ -38,10 +39,14 @@ struct RolloutResult {
   int64_t num_preemptions = 0;
 };
 
+struct PendingGroup;
+
 class RolloutCollector {
  public:
+  /// @param ranks who share the groups: each runs every size-th of them in its own engine and hears
+  /// what the others' have answered, so all of them return the same result.
   RolloutCollector(const std::vector<Prompt>& prompts, PromptCursor* cursor,
-                   const CollectorOptions& options);
+                   const CollectorOptions& options, dist::Group ranks = {});
 
   /// Runs the engine until enough groups are accepted. Groups are accepted in the order of
   /// submission, whatever finished first, so the result does not depend on scheduling; what is
@@ -55,9 +60,13 @@ class RolloutCollector {
  private:
   int64_t submit_group(Engine* engine, SampleGroup* group);
   void add_completion(const Completion& completion, SampleGroup* group) const;
+  bool is_mine(int64_t group_index) const;
+  void step_all(Engine* engine, const std::map<int64_t, PendingGroup*>& by_index,
+                std::map<int64_t, PendingGroup*>* by_request, RolloutResult* result) const;
   const std::vector<Prompt>& prompts_;
   PromptCursor* cursor_;
   CollectorOptions options_;
+  dist::Group ranks_;
   int64_t next_group_index_ = 0, next_sample_index_ = 0;
 };
 

@@ -5,6 +5,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/kernels/adam/adam.h"
+#include "fathom/parallel/data_parallel.h"
 
 namespace fathom {
 namespace {
@@ -14,32 +15,52 @@ bool is_mtp(const Parameter& p) { return p.name.rfind("mtp.", 0) == 0; }
 }  // namespace
 
 Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
-                     const std::function<bool(const Parameter&)>& is_trained)
-    : options_(options) {
+                     const std::function<bool(const Parameter&)>& is_trained, dist::Group group)
+    : options_(options), group_(std::move(group)) {
   for (Parameter* p : parameters_by_name(weights)) {
     if (!p->has_gradient || !is_trained(*p)) continue;
     p->alloc_grad();
-    moments_.push_back({p, Tensor::zeros_on(p->device, p->master.shape()),
-                        Tensor::zeros_on(p->device, p->master.shape())});
+    parameters_.push_back(p);
+  }
+  owners_ = deal_parameters(group_, parameters_);
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    AdamMoments m = {parameters_[i], {}, {}};
+    if (is_mine(i)) {
+      m.exp_avg = Tensor::zeros_on(parameters_[i]->device, parameters_[i]->master.shape());
+      m.exp_avg_sq = Tensor::zeros_on(parameters_[i]->device, parameters_[i]->master.shape());
+    }
+    moments_.push_back(std::move(m));
   }
 }
 
-double Optimizer::step(const ExecContext& ctx, double lr) {
-  double main_square = 0.0, mtp_square = 0.0;
+/// By parameter, the same on every member: the owner's value, to which the others add 0.
+std::vector<double> Optimizer::squared_grad_norms(const ExecContext& ctx) const {
   std::vector<NormTensor> grads;
-  for (const AdamMoments& m : moments_) {
-    const Parameter& p = *m.parameter;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& p = *parameters_[i];
     const bool is_matrix = p.kind == ParameterKind::kMatrix;
-    grads.push_back({p.grad.f32(), p.numel(), is_matrix ? &p.panels : nullptr});
+    if (is_mine(i)) grads.push_back({p.grad.f32(), p.numel(), is_matrix ? &p.panels : nullptr});
   }
-  const std::vector<double> squares = squared_norms(ctx, grads);
-  for (size_t i = 0; i < moments_.size(); ++i) {
-    const AdamMoments& m = moments_[i];
+  const std::vector<double> mine = squared_norms(ctx, grads);
+  std::vector<double> squares(parameters_.size());
+  size_t next = 0;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    if (is_mine(i)) squares[i] = mine[next++];
+  }
+  group_.sum(squares.data(), static_cast<int64_t>(squares.size()));
+  return squares;
+}
+
+double Optimizer::step(const ExecContext& ctx, double lr) {
+  sum_gradients(group_, parameters_, owners_);
+  double main_square = 0.0, mtp_square = 0.0;
+  const std::vector<double> squares = squared_grad_norms(ctx);
+  for (size_t i = 0; i < squares.size(); ++i) {
     const double square = squares[i];
-    FATHOM_CHECK(std::isfinite(square), "optimizer: the gradient of ", m.parameter->name,
+    FATHOM_CHECK(std::isfinite(square), "optimizer: the gradient of ", parameters_[i]->name,
                  " is not finite (squared norm ", square, ") at optimizer step ", num_steps_,
                  "\n  fix: lower --lr or --clip-grad, or look at the data of this step");
-    (is_mtp(*m.parameter) ? mtp_square : main_square) += square;
+    (is_mtp(*parameters_[i]) ? mtp_square : main_square) += square;
   }
   const double norm = std::sqrt(main_square);
   auto clip_factor = [&](double group_norm) {
@@ -51,7 +72,9 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
   ++num_steps_;
   beta1_power_ *= static_cast<float>(options_.beta1);
   beta2_power_ *= static_cast<float>(options_.beta2);
-  for (AdamMoments& m : moments_) {
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    if (!is_mine(i)) continue;
+    AdamMoments& m = moments_[i];
     Parameter& p = *m.parameter;
     const bool decays = p.shape.size() >= 2;
     const AdamStep s = {.lr = static_cast<float>(lr),
@@ -65,6 +88,7 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
     adam_update(ctx, s, p.master.numel(), p.grad.f32(), p.master.f32(), m.exp_avg.f32(),
                 m.exp_avg_sq.f32());
   }
+  share_masters(group_, parameters_, owners_);
   ctx.threads->parallel_for(static_cast<int64_t>(moments_.size()), 1,
                             [&](int64_t begin, int64_t end) {
                               for (int64_t i = begin; i < end; ++i) {
@@ -77,6 +101,37 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
 
 void Optimizer::zero_grad() {
   for (AdamMoments& m : moments_) m.parameter->zero_grad();
+}
+
+std::vector<AdamMoments> Optimizer::moments_to_fill() const {
+  std::vector<AdamMoments> all = moments_;
+  for (AdamMoments& m : all) {
+    if (!m.exp_avg.defined())
+      m.exp_avg = Tensor::zeros_on(m.parameter->device, m.parameter->master.shape());
+    if (!m.exp_avg_sq.defined())
+      m.exp_avg_sq = Tensor::zeros_on(m.parameter->device, m.parameter->master.shape());
+  }
+  return all;
+}
+
+std::vector<AdamMoments> Optimizer::gathered_moments() const {
+  if (group_.rank() != 0) {
+    for (size_t i = 0; i < moments_.size(); ++i) {
+      if (!is_mine(i)) continue;
+      for (const Tensor& t : {moments_[i].exp_avg, moments_[i].exp_avg_sq}) {
+        group_.send(0, t.f32(), t.num_bytes());
+      }
+    }
+    return moments_;
+  }
+  std::vector<AdamMoments> all = moments_to_fill();
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (is_mine(i)) continue;
+    for (const Tensor& t : {all[i].exp_avg, all[i].exp_avg_sq}) {
+      group_.receive(owners_[i], t.f32(), t.num_bytes());
+    }
+  }
+  return all;
 }
 
 Json Optimizer::scalars() const {

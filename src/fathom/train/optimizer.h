@@ -8,6 +8,7 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/base/json.h"
+#include "fathom/dist/group.h"
 #include "fathom/model/weights.h"
 
 namespace fathom {
@@ -18,7 +19,7 @@ struct OptimizerOptions {
   double clip_grad = 1.0;     // global L2 norm; 0: no clipping
 };
 
-/// Moments of one parameter, in its master's layout.
+/// Moments of one parameter, in its master's layout; undefined where another member keeps them.
 struct AdamMoments {
   Parameter* parameter;
   Tensor exp_avg, exp_avg_sq;
@@ -28,17 +29,25 @@ class Optimizer {
  public:
   /// @param is_trained which parameters move (of those with a gradient); their grad buffers are
   /// made. `weights` must outlive the optimizer.
+  /// @param group members with the same weights, each with the gradient of its share of the samples
+  /// in its buffers: each keeps the moments of some parameters and moves those for all.
   Optimizer(Weights& weights, const OptimizerOptions& options,
-            const std::function<bool(const Parameter&)>& is_trained);
+            const std::function<bool(const Parameter&)>& is_trained, dist::Group group = {});
 
-  /// Applies one step with the gradients in the buffers, then clears them. mtp.* is clipped as a
+  /// Applies one step with the gradients in the buffers (summed over the group in rank order), then
+  /// clears them. mtp.* is clipped as a
   /// group of its own, so that the main model's bits do not depend on it.
   /// @return L2 norm of the main model's gradient before clipping.
   /// Errors: UserError when a gradient is NaN or infinite; no weight is changed then.
   double step(const ExecContext& ctx, double lr);
 
   void zero_grad();
-  std::vector<AdamMoments>& moments() { return moments_; }
+  /// All moments on member 0 of the group, for a checkpoint; on the others theirs alone. Of one
+  /// member's optimizer it is the state itself.
+  std::vector<AdamMoments> gathered_moments() const;
+  /// Memory for all moments, to be filled from a checkpoint: this member's own are the state
+  /// itself, the others' are to be dropped.
+  std::vector<AdamMoments> moments_to_fill() const;
   const OptimizerOptions& options() const { return options_; }
 
   /// Running products β^t and the step count, for checkpoints (exact).
@@ -46,8 +55,14 @@ class Optimizer {
   void set_scalars(const Json& json, const std::string& origin);
 
  private:
+  bool is_mine(size_t i) const { return owners_[i] == group_.rank(); }
+  std::vector<double> squared_grad_norms(const ExecContext& ctx) const;
+
   OptimizerOptions options_;
-  std::vector<AdamMoments> moments_;  // sorted by parameter name
+  dist::Group group_;
+  std::vector<Parameter*> parameters_;  // trained, sorted by name
+  std::vector<int> owners_;             // by parameter: the member that keeps its moments
+  std::vector<AdamMoments> moments_;    // likewise
   int64_t num_steps_ = 0;
   float beta1_power_ = 1.0f, beta2_power_ = 1.0f;  // β^t
 };

@@ -1,15 +1,16 @@
 #include "fathom/train/policy_step.h"
 
 #include "fathom/base/error.h"
+#include "fathom/parallel/data_parallel.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
 namespace {
 
-/// Loss and gradients of one packed micro-batch.
-PolicyMetrics run_micro_batch(const ExecContext& ctx, Weights& w,
-                              const std::vector<TrainSample>& samples, size_t begin, size_t end,
-                              double num_step_samples, const PolicyStepOptions& options) {
+/// Loss and gradients of one packed micro-batch; appends the metrics of each of its samples.
+void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<TrainSample>& samples,
+                     size_t begin, size_t end, double num_step_samples,
+                     const PolicyStepOptions& options, std::vector<PolicyMetrics>* metrics) {
   std::vector<PackedSequence> sequences;
   for (size_t i = begin; i < end; ++i) {
     const Sample& s = *samples[i].sample;
@@ -28,7 +29,6 @@ PolicyMetrics run_micro_batch(const ExecContext& ctx, Weights& w,
                                     with_entropy ? entropy.data() : nullptr);
 
   std::vector<float> dlog_probs(packed.rows.size()), dentropy(entropy.size());
-  PolicyMetrics metrics;
   for (size_t i = begin; i < end; ++i) {
     const Sample& s = *samples[i].sample;
     const int64_t row = packed.row_begin[i - begin];
@@ -36,18 +36,18 @@ PolicyMetrics run_micro_batch(const ExecContext& ctx, Weights& w,
     const uint8_t* mask = s.remove_sample       ? no_loss.data()
                           : s.loss_mask.empty() ? nullptr
                                                 : s.loss_mask.data();
-    metrics.add(policy_loss(options.loss,
-                            {.log_probs = log_prob.f32() + row,
-                             .old_log_probs = s.rollout_log_probs.data(),
-                             .rollout_log_probs = s.rollout_log_probs.data(),
-                             .ref_log_probs = nullptr,
-                             .entropy = with_entropy ? entropy.data() + row : nullptr,
-                             .mask = mask,
-                             .n = s.response_length,
-                             .advantage = samples[i].advantage,
-                             .num_samples = num_step_samples},
-                            dlog_probs.data() + row,
-                            with_entropy ? dentropy.data() + row : nullptr));
+    metrics->push_back(policy_loss(options.loss,
+                                   {.log_probs = log_prob.f32() + row,
+                                    .old_log_probs = s.rollout_log_probs.data(),
+                                    .rollout_log_probs = s.rollout_log_probs.data(),
+                                    .ref_log_probs = nullptr,
+                                    .entropy = with_entropy ? entropy.data() + row : nullptr,
+                                    .mask = mask,
+                                    .n = s.response_length,
+                                    .advantage = samples[i].advantage,
+                                    .num_samples = num_step_samples},
+                                   dlog_probs.data() + row,
+                                   with_entropy ? dentropy.data() + row : nullptr));
   }
 
   const bool entropy_has_gradient = options.loss.entropy_coef != 0.0;
@@ -56,14 +56,14 @@ PolicyMetrics run_micro_batch(const ExecContext& ctx, Weights& w,
                          entropy_has_gradient ? dentropy.data() : nullptr);
   const Tensor dstreams = collapse_backward(ctx, w, streams, packed.rows, dhidden);
   embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
-  return metrics;
 }
 
 }  // namespace
 
 PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const std::vector<TrainSample>& samples,
-                                      double num_step_samples, const PolicyStepOptions& options) {
+                                      double num_step_samples, const PolicyStepOptions& options,
+                                      const dist::Group& group) {
   std::vector<int64_t> lengths;
   for (const TrainSample& t : samples) {
     check_sample(*t.sample);
@@ -72,13 +72,19 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
         "sample ", t.sample->index, " has no rollout log-probs, which the policy loss needs");
     lengths.push_back(static_cast<int64_t>(t.sample->tokens.size()));
   }
-  PolicyMetrics metrics;
+  const auto share = share_of(group, lengths);
   const std::vector<int64_t> borders =
-      cut_micro_batches(lengths, options.max_tokens_per_micro_batch);
+      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
+                         lengths.begin() + static_cast<int64_t>(share.second)},
+                        options.max_tokens_per_micro_batch);
+  std::vector<PolicyMetrics> of_samples;  // of the share
   for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    metrics.add(run_micro_batch(ctx, weights, samples, static_cast<size_t>(borders[b]),
-                                static_cast<size_t>(borders[b + 1]), num_step_samples, options));
+    run_micro_batch(ctx, weights, samples, share.first + static_cast<size_t>(borders[b]),
+                    share.first + static_cast<size_t>(borders[b + 1]), num_step_samples, options,
+                    &of_samples);
   }
+  PolicyMetrics metrics;
+  for (const PolicyMetrics& m : group.concatenate(of_samples)) metrics.add(m);
   return metrics;
 }
 

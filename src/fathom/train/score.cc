@@ -8,6 +8,7 @@
 #include "fathom/base/file.h"
 #include "fathom/base/json.h"
 #include "fathom/model/sequence_state.h"
+#include "fathom/parallel/data_parallel.h"
 #include "fathom/train/packing.h"
 #include "fathom/train/supervised.h"
 
@@ -100,27 +101,52 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
 }
 
 void score_gradients(const ExecContext& ctx, Weights& w,
-                     const std::vector<std::vector<int32_t>>& sequences, NamedTensors* out) {
+                     const std::vector<std::vector<int32_t>>& sequences, const dist::Group& group,
+                     NamedTensors* out) {
   std::vector<SupervisedExample> examples;
   for (const auto& ids : sequences) {
     if (ids.size() >= 2) examples.push_back({ids, 1});
   }
+  std::vector<Parameter*> with_gradient;
   for (Parameter* p : parameters_by_name(w)) {
     if (p->name.starts_with("mtp.")) continue;
     p->alloc_grad();
     p->zero_grad();
+    if (p->grad.defined()) with_gradient.push_back(p);
   }
   const SupervisedMetrics metrics =
-      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0});
+      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0}, group);
+  sum_gradients(group, with_gradient, std::vector<int>(with_gradient.size(), 0));
   Tensor loss = Tensor::empty({1});
   loss.f32()[0] = static_cast<float>(metrics.loss);
   out->emplace_back("loss", loss);
-  for (Parameter* p : parameters_by_name(w)) {
-    if (!p->grad.defined()) continue;
+  if (group.rank() != 0) return;
+  for (const Parameter* p : with_gradient) {
     Tensor grad = Tensor::empty(p->shape);
     p->get_grad_row_major(grad.f32());
     out->emplace_back("grad." + p->name, grad);
   }
+}
+
+/// fp32 tensors of all members, member by member, on member 0; nothing on the others.
+NamedTensors gather_at_first(const dist::Group& group, NamedTensors mine) {
+  if (group.size() == 1) return mine;
+  Json list = Json::array();
+  for (const auto& [name, tensor] : mine)
+    list.push_back({{"name", name}, {"shape", tensor.shape()}});
+  const std::vector<std::string> lists = group.all_gather(list.dump());
+  if (group.rank() != 0) {
+    for (const auto& [name, tensor] : mine) group.send(0, tensor.f32(), tensor.num_bytes());
+    return {};
+  }
+  for (int member = 1; member < group.size(); ++member) {
+    for (const Json& entry : parse_json(lists[static_cast<size_t>(member)], "a rank's results")) {
+      Tensor tensor = Tensor::empty(entry.at("shape").get<std::vector<int64_t>>());
+      group.receive(member, tensor.f32(), tensor.num_bytes());
+      mine.emplace_back(entry.at("name").get<std::string>(), tensor);
+    }
+  }
+  return mine;
 }
 
 }  // namespace
@@ -147,16 +173,20 @@ std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
 }
 
 NamedTensors score(const ExecContext& ctx, Weights& weights,
-                   const std::vector<std::vector<int32_t>>& sequences,
-                   const ScoreOptions& options) {
+                   const std::vector<std::vector<int32_t>>& sequences, const ScoreOptions& options,
+                   const dist::Group& group) {
   FATHOM_CHECK(!options.with_mtp || !weights.mtp.empty(),
                "score: --with-mtp needs a model with an MTP block, this one has none\n"
                "  fix: leave --with-mtp out, or load a checkpoint with mtp.* tensors");
   NamedTensors out;
-  for (size_t i = 0; i < sequences.size(); ++i) {
+  std::vector<int64_t> lengths;
+  for (const auto& ids : sequences) lengths.push_back(static_cast<int64_t>(ids.size()));
+  const auto [begin, end] = share_of(group, lengths);
+  for (size_t i = begin; i < end; ++i) {
     score_sequence(ctx, weights, sequences[i], i, options, &out);
   }
-  if (options.with_gradients) score_gradients(ctx, weights, sequences, &out);
+  out = gather_at_first(group, std::move(out));
+  if (options.with_gradients) score_gradients(ctx, weights, sequences, group, &out);
   return out;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
+#include "fathom/parallel/data_parallel.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
@@ -11,7 +12,7 @@ namespace {
 /// The MTP block's part of one micro-batch: row t has seen token t+1 and predicts token t+2.
 void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExample>& examples,
              size_t begin, size_t end, const PackedBatch& packed, const Tensor& streams,
-             double scale_per_token, SupervisedMetrics* metrics) {
+             double scale_per_token, std::vector<float>* all_log_probs) {
   std::vector<int32_t> next_ids, targets;
   std::vector<int64_t> rows;
   for (size_t i = begin; i < end; ++i) {
@@ -29,7 +30,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
   const Tensor draft = mtp(ctx, w, packed.batch, streams, next_ids, &tape);
   const Tensor hidden = mtp_collapse(ctx, w, draft, rows);
   const Tensor log_prob = log_probs(ctx, w, hidden, targets, 1.0f);
-  for (size_t r = 0; r < rows.size(); ++r) metrics->mtp_loss -= log_prob.f32()[r];
+  all_log_probs->insert(all_log_probs->end(), log_prob.f32(), log_prob.f32() + rows.size());
   const std::vector<float> dlog_probs(rows.size(), static_cast<float>(-scale_per_token));
   // The head is shared and detached here: its gradient buffer is set aside for this call.
   const Tensor head_grad = w.head.grad;
@@ -46,7 +47,8 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
 
 SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w,
                                               const std::vector<SupervisedExample>& examples,
-                                              const SupervisedOptions& options) {
+                                              const SupervisedOptions& options,
+                                              const dist::Group& group) {
   SupervisedMetrics metrics;
   std::vector<int64_t> lengths;
   int64_t num_mtp_tokens = 0;
@@ -58,10 +60,15 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
   }
   const bool with_mtp =
       !w.mtp.empty() && options.mtp_loss_scaling_factor > 0.0 && num_mtp_tokens > 0;
+  const auto share = share_of(group, lengths);
   const std::vector<int64_t> borders =
-      cut_micro_batches(lengths, options.max_tokens_per_micro_batch);
+      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
+                         lengths.begin() + static_cast<int64_t>(share.second)},
+                        options.max_tokens_per_micro_batch);
+  std::vector<float> token_log_probs, mtp_log_probs;  // of the share, in token order
   for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    const size_t begin = static_cast<size_t>(borders[b]), end = static_cast<size_t>(borders[b + 1]);
+    const size_t begin = share.first + static_cast<size_t>(borders[b]),
+                 end = share.first + static_cast<size_t>(borders[b + 1]);
     std::vector<PackedSequence> sequences;
     for (size_t i = begin; i < end; ++i) {
       sequences.push_back({&examples[i].tokens, examples[i].target_begin, nullptr});
@@ -71,7 +78,8 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
     const Tensor streams = forward_layers(ctx, w, packed.batch, embed(ctx, w, packed.batch), &tape);
     const Tensor hidden = collapse(ctx, w, streams, packed.rows);
     const Tensor log_prob = log_probs(ctx, w, hidden, packed.targets, 1.0f);
-    for (size_t r = 0; r < packed.rows.size(); ++r) metrics.loss -= log_prob.f32()[r];
+    token_log_probs.insert(token_log_probs.end(), log_prob.f32(),
+                           log_prob.f32() + packed.rows.size());
     const std::vector<float> dlog_probs(
         packed.rows.size(), static_cast<float>(-1.0 / static_cast<double>(metrics.num_tokens)));
     const Tensor dhidden =
@@ -80,9 +88,12 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
     embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
     if (with_mtp) {
       run_mtp(ctx, w, examples, begin, end, packed, streams,
-              options.mtp_loss_scaling_factor / static_cast<double>(num_mtp_tokens), &metrics);
+              options.mtp_loss_scaling_factor / static_cast<double>(num_mtp_tokens),
+              &mtp_log_probs);
     }
   }
+  for (float v : group.concatenate(token_log_probs)) metrics.loss -= v;
+  for (float v : group.concatenate(mtp_log_probs)) metrics.mtp_loss -= v;
   metrics.loss /= static_cast<double>(std::max<int64_t>(1, metrics.num_tokens));
   metrics.mtp_loss /= static_cast<double>(std::max<int64_t>(1, num_mtp_tokens));
   return metrics;
