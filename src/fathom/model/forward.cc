@@ -164,13 +164,14 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
                                    [](const Segment& s) { return s.replay_out != nullptr; });
   for (LayerId& id : ids) id.choices = records ? &choices : nullptr;
   Tensor x = streams;
+  const size_t first = static_cast<size_t>(w.layout.first_layer);
   for (const Segment& segment : batch.segments) {
     FATHOM_ASSERT(segment.state == nullptr || segment.state->layout().precision == w.precision(),
                   "a state of another precision than the weights' ", precision_name(w.precision()));
   }
   for (size_t l = 0; l < w.layers.size(); ++l) {
     if (tape != nullptr) tape->layer_inputs.push_back(x);
-    x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[l], x);
+    x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[first + l], x);
   }
   if (records) choices.write(batch, plan);
   for (const Segment& segment : batch.segments) {
@@ -273,9 +274,10 @@ Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, c
   for (Segment& segment : replayed.segments) segment.replay_out = nullptr;
   const BatchPlan plan = make_batch_plan(ctx, c, replayed, /*for_mtp=*/false);
   const std::vector<LayerId> ids = layer_ids(c);
+  const size_t first = static_cast<size_t>(w.layout.first_layer);
   for (size_t l = w.layers.size(); l-- > 0;) {
-    dstreams =
-        layer_backward(ctx, c, w.layers[l], replayed, plan, ids[l], tape.layer_inputs[l], dstreams);
+    dstreams = layer_backward(ctx, c, w.layers[l], replayed, plan, ids[first + l],
+                              tape.layer_inputs[l], dstreams);
   }
   return dstreams;
 }

@@ -155,11 +155,14 @@ void visit_layer(W& l, Visit& visit) {
 
 template <typename W, typename Visit>
 void visit_weights(W& w, Visit& visit) {
-  visit(w.embed);
+  // A stage visits what it has.
+  if (!w.embed.name.empty()) visit(w.embed);
   for (auto& layer : w.layers) visit_layer(layer, visit);
-  visit_hyper_connection(w.hc_head, visit);
-  visit(w.norm);
-  visit(w.head);
+  if (w.layout.is_last_stage) {
+    visit_hyper_connection(w.hc_head, visit);
+    visit(w.norm);
+    visit(w.head);
+  }
   for (auto& m : w.mtp) {
     for (auto* p : {&m.e_proj, &m.h_proj, &m.enorm, &m.hnorm}) visit(*p);
     visit_layer(m.block, visit);
@@ -170,19 +173,27 @@ void visit_weights(W& w, Visit& visit) {
 
 }  // namespace
 
-Weights make_weights(const ModelConfig& config, bool with_mtp) {
+Weights make_weights(const ModelConfig& config, bool with_mtp, const Layout& layout) {
   const int64_t D = config.hidden_size, M = config.hc_mult;
   Weights w;
   w.config = config;
-  w.embed = make_plain("embed.weight", {config.vocab_size, D}, DType::kBF16);
-  w.head = make_matrix("head.weight", config.vocab_size, D);
-  w.norm = make_plain("norm.weight", {D}, DType::kBF16);
-  w.hc_head = make_hyper_connection("hc_head", M, M * D, 1);
-  for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
+  w.layout = layout;
+  if (layout.num_layers < 0) w.layout.num_layers = config.num_hidden_layers;
+  const bool has_mtp = with_mtp && layout.is_last_stage && config.num_nextn_predict_layers > 0;
+  if (layout.is_first_stage || has_mtp) {
+    w.embed = make_plain("embed.weight", {config.vocab_size, D}, DType::kBF16);
+  }
+  if (layout.is_last_stage) {
+    w.head = make_matrix("head.weight", config.vocab_size, D);
+    w.norm = make_plain("norm.weight", {D}, DType::kBF16);
+    w.hc_head = make_hyper_connection("hc_head", M, M * D, 1);
+  }
+  for (int64_t i = 0; i < w.layout.num_layers; ++i) {
+    const int64_t l = w.layout.first_layer + i;
     w.layers.push_back(
         make_layer(config, str_cat("layers.", l), config.ratio(l), config.is_hash_layer(l)));
   }
-  for (int64_t i = 0; with_mtp && i < config.num_nextn_predict_layers; ++i) {
+  for (int64_t i = 0; has_mtp && i < config.num_nextn_predict_layers; ++i) {
     const std::string prefix = str_cat("mtp.", i);
     MtpWeights m;
     m.e_proj = make_matrix(prefix + ".e_proj.weight", D, D);

@@ -1,0 +1,22 @@
+#include "fathom/model/layout.h"
+
+#include <algorithm>
+
+namespace fathom {
+
+RowRange share_of_rows(RowRange rows, int index, int parts) {
+  const int64_t whole = rows.count / parts, longer = rows.count % parts;
+  return {rows.begin + whole * index + std::min<int64_t>(index, longer),
+          whole + (index < longer ? 1 : 0)};
+}
+
+RowRange Layout::context_rows(int64_t T) const {
+  return share_of_rows({0, T}, cp.rank(), cp.size());
+}
+
+RowRange Layout::stream_rows(int64_t T) const {
+  const RowRange rows = context_rows(T);
+  return sequence_parallel ? share_of_rows(rows, tp.rank(), tp.size()) : rows;
+}
+
+}  // namespace fathom
