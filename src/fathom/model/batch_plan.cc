@@ -48,10 +48,14 @@ const RatioPlan& BatchPlan::ratio_plan(int64_t ratio) const {
   throw InternalError(str_cat("no plan for ratio ", ratio));
 }
 
-BatchPlan make_batch_plan(const ExecContext& ctx, const ModelConfig& config, const Batch& batch,
-                          bool for_mtp) {
+BatchPlan make_batch_plan(const ExecContext& ctx, const ModelConfig& config, const Layout& layout,
+                          const Batch& batch, bool for_mtp) {
   BatchPlan plan;
   plan.T = batch.num_tokens();
+  plan.layout = &layout;
+  plan.context_rows = layout.context_rows(plan.T);
+  plan.stream_rows = layout.stream_rows(plan.T);
+  plan.routed_rows = layout.routed_rows(plan.T);
   plan.S = static_cast<int64_t>(batch.segments.size());
   plan.row_begin.push_back(0);
   const int64_t W = config.sliding_window;

@@ -8,6 +8,7 @@
 #include "fathom/base/exec_context.h"
 #include "fathom/model/batch.h"
 #include "fathom/model/config.h"
+#include "fathom/model/layout.h"
 #include "fathom/numerics/kernel_array.h"
 #include "fathom/numerics/tensor.h"
 
@@ -29,6 +30,8 @@ struct RatioPlan {
 
 struct BatchPlan {
   int64_t T = 0, S = 0;             // tokens, segments
+  const Layout* layout = nullptr;   // of the weights
+  RowRange context_rows, stream_rows, routed_rows;  // this rank's of the T (model/layout.h)
   KernelArray<int32_t> token_ids;   // [T]
   std::vector<int64_t> row_begin;   // [S + 1] first token row of each segment
   KernelArray<int64_t> positions;   // [T]
@@ -51,8 +54,8 @@ struct BatchPlan {
   const RotaryTable& rope(int64_t ratio) const { return ratio == 0 ? plain_rope : compress_rope; }
 };
 
-/// @param for_mtp only what a ratio-0 block needs.
-BatchPlan make_batch_plan(const ExecContext& ctx, const ModelConfig& config, const Batch& batch,
-                          bool for_mtp);
+/// @param layout outlives the plan. @param for_mtp only what a ratio-0 block needs.
+BatchPlan make_batch_plan(const ExecContext& ctx, const ModelConfig& config, const Layout& layout,
+                          const Batch& batch, bool for_mtp);
 
 }  // namespace fathom

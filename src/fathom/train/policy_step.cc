@@ -23,7 +23,7 @@ void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<Train
 
   Tape tape;
   const Tensor streams = forward_layers(ctx, w, packed.batch, embed(ctx, w, packed.batch), &tape);
-  const Tensor hidden = collapse(ctx, w, streams, packed.rows);
+  const Tensor hidden = collapse(ctx, w, packed.batch, streams, packed.rows);
   std::vector<float> entropy(with_entropy ? packed.rows.size() : 0);
   const Tensor log_prob = log_probs(ctx, w, hidden, packed.targets, temperature,
                                     with_entropy ? entropy.data() : nullptr);
@@ -54,7 +54,7 @@ void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<Train
   const Tensor dhidden =
       log_probs_backward(ctx, w, hidden, packed.targets, temperature, dlog_probs.data(),
                          entropy_has_gradient ? dentropy.data() : nullptr);
-  const Tensor dstreams = collapse_backward(ctx, w, streams, packed.rows, dhidden);
+  const Tensor dstreams = collapse_backward(ctx, w, packed.batch, streams, packed.rows, dhidden);
   embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
 }
 
@@ -96,7 +96,7 @@ std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weig
   const PackedBatch packed = pack_sequences(sequences);
   const Tensor streams =
       forward_layers(ctx, weights, packed.batch, embed(ctx, weights, packed.batch));
-  const Tensor log_prob = log_probs(ctx, weights, collapse(ctx, weights, streams, packed.rows),
+  const Tensor log_prob = log_probs(ctx, weights, collapse(ctx, weights, packed.batch, streams, packed.rows),
                                     packed.targets, static_cast<float>(temperature));
   std::vector<std::vector<float>> result;
   for (size_t i = 0; i < samples.size(); ++i) {

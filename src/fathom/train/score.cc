@@ -72,7 +72,7 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
       rows.push_back(t - begin);
       if (t + 1 < n) next.push_back(ids[static_cast<size_t>(t + 1)]);
     }
-    const Tensor hidden = collapse(ctx, w, streams, rows);
+    const Tensor hidden = collapse(ctx, w, batch, streams, rows);
     const int64_t num_predicted = static_cast<int64_t>(next.size());
     if (num_predicted > 0) {
       const Tensor piece = log_probs(ctx, w, hidden.rows(0, num_predicted), next, 1.0f);
@@ -90,7 +90,7 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
       next_ids.resize(static_cast<size_t>(end - begin), next.back());
       const Tensor draft = mtp(ctx, w, batch, streams, next_ids);
       rows.resize(static_cast<size_t>(num_predicted));
-      const Tensor piece = logits(ctx, w, mtp_collapse(ctx, w, draft, rows));
+      const Tensor piece = logits(ctx, w, mtp_collapse(ctx, w, batch, draft, rows));
       std::memcpy(mtp_logits.f32() + begin * V, piece.f32(),
                   static_cast<size_t>(piece.num_bytes()));
     }

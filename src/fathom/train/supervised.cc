@@ -28,7 +28,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
   if (rows.empty()) return;
   Tape tape;
   const Tensor draft = mtp(ctx, w, packed.batch, streams, next_ids, &tape);
-  const Tensor hidden = mtp_collapse(ctx, w, draft, rows);
+  const Tensor hidden = mtp_collapse(ctx, w, packed.batch, draft, rows);
   const Tensor log_prob = log_probs(ctx, w, hidden, targets, 1.0f);
   all_log_probs->insert(all_log_probs->end(), log_prob.f32(), log_prob.f32() + rows.size());
   const std::vector<float> dlog_probs(rows.size(), static_cast<float>(-scale_per_token));
@@ -39,7 +39,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
       log_probs_backward(ctx, w, hidden, targets, 1.0f, dlog_probs.data(), nullptr);
   w.head.grad = head_grad;
   Tensor ddraft;
-  mtp_collapse_backward(ctx, w, draft, rows, dhidden, &ddraft);
+  mtp_collapse_backward(ctx, w, packed.batch, draft, rows, dhidden, &ddraft);
   mtp_backward(ctx, w, packed.batch, streams, next_ids, tape, ddraft);
 }
 
@@ -76,7 +76,7 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
     const PackedBatch packed = pack_sequences(sequences);
     Tape tape;
     const Tensor streams = forward_layers(ctx, w, packed.batch, embed(ctx, w, packed.batch), &tape);
-    const Tensor hidden = collapse(ctx, w, streams, packed.rows);
+    const Tensor hidden = collapse(ctx, w, packed.batch, streams, packed.rows);
     const Tensor log_prob = log_probs(ctx, w, hidden, packed.targets, 1.0f);
     token_log_probs.insert(token_log_probs.end(), log_prob.f32(),
                            log_prob.f32() + packed.rows.size());
@@ -84,7 +84,7 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
         packed.rows.size(), static_cast<float>(-1.0 / static_cast<double>(metrics.num_tokens)));
     const Tensor dhidden =
         log_probs_backward(ctx, w, hidden, packed.targets, 1.0f, dlog_probs.data(), nullptr);
-    const Tensor dstreams = collapse_backward(ctx, w, streams, packed.rows, dhidden);
+    const Tensor dstreams = collapse_backward(ctx, w, packed.batch, streams, packed.rows, dhidden);
     embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
     if (with_mtp) {
       run_mtp(ctx, w, examples, begin, end, packed, streams,

@@ -1,0 +1,40 @@
+// The groups of one rank: who computes with it, and who has the same parameters.
+#pragma once
+
+#include "fathom/dist/group.h"
+#include "fathom/dist/mesh.h"
+#include "fathom/model/config.h"
+#include "fathom/model/layout.h"
+#include "fathom/model/parameter.h"
+
+namespace fathom {
+
+struct RankGroups {
+  dist::MeshShape shape;
+  dist::Group everyone;
+  dist::Group dp;         // share the samples
+  dist::Group dp_cp;      // have the same parts of the dense parameters
+  dist::Group expert_dp;  // have the same parts of the same experts
+  Layout layout;          // for make_weights()
+
+  RankGroups() = default;  // one rank
+  /// Ranks that have the whole model each and share the samples.
+  RankGroups(dist::Group all);
+  /// @param all of `shape.size()` ranks. Layers of pipeline stages are the caller's to fill in.
+  RankGroups(const dist::Group& all, const dist::MeshShape& shape, bool sequence_parallel,
+             int64_t part_multiple);
+
+  /// Those that have the same part of the parameter and sum its gradient.
+  const dist::Group& replicas(const Parameter& p) const;
+  /// Whether this rank stands for its part where each is counted once: in norms and in checkpoints.
+  bool is_first_replica(const Parameter& p) const;
+  /// Whether ranks that share the samples hold experts for each other: they then have to enter
+  /// equally many forwards, with an empty batch where one has nothing left.
+  bool shares_experts_over_dp() const {
+    return shape.ep * shape.etp > shape.tp * shape.cp;
+  }
+};
+
+bool is_routed_expert(const Parameter& p);
+
+}  // namespace fathom
