@@ -293,9 +293,8 @@ Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const Attention
 
 /// The rank's streams' rows -> all rows of its context, and back.
 Tensor gather_context(const BatchPlan& plan, const Tensor& own) {
-  return plan.layout->sequence_parallel
-             ? gather_rows_of(plan.layout->tp, plan.context_rows, own)
-             : own;
+  return plan.layout->sequence_parallel ? gather_rows_of(plan.layout->tp, plan.context_rows, own)
+                                        : own;
 }
 Tensor own_of_context(const BatchPlan& plan, const Tensor& all) {
   return plan.layout->sequence_parallel ? own_rows_of(plan.layout->tp, plan.context_rows, all)
@@ -478,8 +477,7 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
   if (w.compressor) tp.sum(dentries.f32(), dentries.numel());
 
   rotate(ctx, rope, dq.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/true);
-  Tensor dq_raw =
-      normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq).reshape({T, H * hd});
+  Tensor dq_raw = normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq).reshape({T, H * hd});
   if (!w.wq_b.is_sharded()) dq_raw = gather_columns(tp, dq_raw);
   Tensor dq_normed = Tensor::empty(ctx, a.q_normed.shape());
   project_backward(ctx, w.wq_b, a.q_normed, dq_raw, &dq_normed, /*accumulate=*/false);

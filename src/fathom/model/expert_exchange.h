@@ -39,10 +39,10 @@ class ExpertExchange {
   Tensor reorder(const Tensor& rows, bool by_expert) const;
 
   dist::Group group_;
-  std::vector<int> peers_;           // members of the group that rows go to and come from
-  std::vector<RowRange> rows_for_;   // by peer: of this rank's rows
-  std::vector<int64_t> counts_;      // [peers, experts] rows that come from each
-  int num_parts_ = 1;                // ranks that share an expert
+  std::vector<int> peers_;          // members of the group that rows go to and come from
+  std::vector<RowRange> rows_for_;  // by peer: of this rank's rows
+  std::vector<int64_t> counts_;     // [peers, experts] rows that come from each
+  int num_parts_ = 1;               // ranks that share an expert
   int64_t num_own_rows_ = 0;
   Tensor row_begin_;
 };

@@ -42,7 +42,7 @@ Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding
 
 /// Rows chosen from the T of a batch, and where they lie.
 struct ChosenRows {
-  std::vector<int64_t> own;  // of this rank's streams, counted among them
+  std::vector<int64_t> own;     // of this rank's streams, counted among them
   std::vector<int> in_context;  // the member of tp that has each chosen row of this context
   std::vector<int> context;     // the member of cp that has each chosen row
   std::vector<int64_t> places;  // of the own ones among all
@@ -86,10 +86,9 @@ Tensor collapse_with(const ExecContext& ctx, const Weights& w, const HyperConnec
   return merge_rows(layout.cp, chosen.context, hidden);
 }
 
-Tensor collapse_own_backward(const ExecContext& ctx, const ModelConfig& c,
-                             const Rounding& rounding, HyperConnectionWeights& hc, Parameter& norm,
-                             const Tensor& streams, const std::vector<int64_t>& row_list,
-                             const Tensor& dhidden) {
+Tensor collapse_own_backward(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                             HyperConnectionWeights& hc, Parameter& norm, const Tensor& streams,
+                             const std::vector<int64_t>& row_list, const Tensor& dhidden) {
   const KernelArray<int64_t> rows(ctx, row_list);
   const Tensor picked = pick_rows(ctx, streams, rows);
   const HcShape shape = hc_shape(c, picked.dim(0));

@@ -79,7 +79,8 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWe
 void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
                   const Batch& batch, const BatchPlan& plan, const LayerId& id,
                   const Tensor& streams) {
-  const Mixed for_attention = mix(ctx, hc_shape(c, plan.stream_rows.count), w.rounding, w.hc_attn, streams);
+  const Mixed for_attention =
+      mix(ctx, hc_shape(c, plan.stream_rows.count), w.rounding, w.hc_attn, streams);
   attention_window(ctx, c, w.attn, batch, plan, id.state_layer,
                    sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention));
 }
@@ -102,10 +103,9 @@ Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights
   const Tensor dmiddle = sublayer_gradient(
       ctx, shape, eps, w.hc_ffn, w.ffn_norm, middle, for_moe, f, dstreams,
       [&](const Tensor& df) { return moe_backward(ctx, c, w.ffn, plan, moe_x, moe, df); });
-  return sublayer_gradient(ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a,
-                           dmiddle, [&](const Tensor& df) {
-                             return attention_backward(ctx, c, w.attn, plan, attention, df);
-                           });
+  return sublayer_gradient(
+      ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a, dmiddle,
+      [&](const Tensor& df) { return attention_backward(ctx, c, w.attn, plan, attention, df); });
 }
 
 }  // namespace fathom

@@ -25,10 +25,10 @@ struct RowRange {
 RowRange share_of_rows(RowRange rows, int index, int parts);
 
 struct Layout {
-  dist::Group tp;   // share heads, output groups, the shared expert and the vocabulary
-  dist::Group cp;   // share the rows of a batch
-  dist::Group ep;   // hold different routed experts, each for the tokens of all
-  dist::Group etp;  // share each routed expert
+  dist::Group tp;       // share heads, output groups, the shared expert and the vocabulary
+  dist::Group cp;       // share the rows of a batch
+  dist::Group ep;       // hold different routed experts, each for the tokens of all
+  dist::Group etp;      // share each routed expert
   dist::Group experts;  // all of ep and etp, etp counting first: where a token's experts lie
   bool sequence_parallel = false;
   // Pipeline stage: the layers that this rank has. The first stage embeds, the last has head and

@@ -138,10 +138,9 @@ void run_routed_experts(const ExecContext& ctx, const ModelConfig& c, const MoeW
   swiglu_fwd(ctx, Q, I, static_cast<float>(c.swiglu_limit), a->routed.gate.f32(),
              a->routed.up.f32(), a->routed.hidden.f32());
   a->routed.hidden = operand(ctx, any.w2, rounding.activation(ctx, a->routed.hidden));
-  grouped_linear_fwd(ctx, grouped(*a, D, I), a->routed.hidden.f32(), w2.data(),
-                     out.f32(), row_parallel_parts(any.w2), sum_block(any.w2));
-  a->routed_out =
-      rounding.activation(ctx, a->exchange.from_experts(out, dist::SumOrder::kTree));
+  grouped_linear_fwd(ctx, grouped(*a, D, I), a->routed.hidden.f32(), w2.data(), out.f32(),
+                     row_parallel_parts(any.w2), sum_block(any.w2));
+  a->routed_out = rounding.activation(ctx, a->exchange.from_experts(out, dist::SumOrder::kTree));
 }
 
 /// @return its rows of the routed tokens.

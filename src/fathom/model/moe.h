@@ -18,11 +18,11 @@ struct ExpertActivations {
 };
 
 struct MoeActivations {
-  Tensor router_logits;      // [T, E]
-  Tensor topk_idx;           // [T, K] int32
-  Tensor topk_weights;       // [T, K]
-  Tensor slot_row;           // [T, K] int32: routed row of each (token, slot)
-  Tensor row_begin;          // [E + 1] int64: rows of each expert, in (token, slot) order
+  Tensor router_logits;  // [T, E]
+  Tensor topk_idx;       // [T, K] int32
+  Tensor topk_weights;   // [T, K]
+  Tensor slot_row;       // [T, K] int32: routed row of each (token, slot)
+  Tensor row_begin;      // [E + 1] int64: rows of each expert, in (token, slot) order
   ExpertExchange exchange;
   Tensor routed_x;           // [Q, D]
   ExpertActivations routed;  // Q rows

@@ -131,8 +131,8 @@ Tensor merge_rows(const Group& group, const std::vector<int>& owners, const Tens
   const auto row_bytes = static_cast<size_t>(width_of(mine) * dtype_size(mine.dtype()));
   for (size_t r = 0; r < owners.size(); ++r) {
     const int64_t from = next[static_cast<size_t>(owners[r])]++;
-    std::memcpy(result.bytes() + r * row_bytes,
-                all.bytes() + static_cast<size_t>(from) * row_bytes, row_bytes);
+    std::memcpy(result.bytes() + r * row_bytes, all.bytes() + static_cast<size_t>(from) * row_bytes,
+                row_bytes);
   }
   return result;
 }

@@ -20,8 +20,7 @@ bool cuts_vocabulary(const ModelConfig& config, const Layout& layout) {
 RowRange vocabulary_rows(const ModelConfig& config, const Layout& layout, int index) {
   const int64_t V = config.vocab_size;
   if (!cuts_vocabulary(config, layout)) return {0, V};
-  const int64_t columns =
-      num_vocabulary_chunks(V) / layout.tp.size() * vocab_chunk_size(V);
+  const int64_t columns = num_vocabulary_chunks(V) / layout.tp.size() * vocab_chunk_size(V);
   const int64_t begin = std::min(V, columns * index);
   return {begin, std::min(V, columns * (index + 1)) - begin};
 }
@@ -33,8 +32,7 @@ bool divides_parts(const Layout& layout, int64_t columns, int degree) {
 bool cuts_queries(const ModelConfig& config, const Layout& layout) {
   const int tp = layout.tp.size();
   const bool by_blocks = layout.part_multiple > 16;
-  return tp > 1 &&
-         (!by_blocks || config.num_attention_heads / tp * config.head_dim % 128 == 0);
+  return tp > 1 && (!by_blocks || config.num_attention_heads / tp * config.head_dim % 128 == 0);
 }
 
 RowRange local_experts(const ModelConfig& config, const Layout& layout) {

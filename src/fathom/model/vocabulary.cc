@@ -93,8 +93,7 @@ Tensor rows_of_own_ids(const Weights& w, const std::vector<int32_t>& ids, const 
     Tensor picked = Tensor::empty({static_cast<int64_t>(tokens.size()), D});
     for (size_t r = 0; r < tokens.size(); ++r) {
       std::memcpy(picked.f32() + static_cast<int64_t>(r) * D,
-                  rows.f32() + (tokens[r] - mine.begin) * D,
-                  static_cast<size_t>(row_bytes(1, D)));
+                  rows.f32() + (tokens[r] - mine.begin) * D, static_cast<size_t>(row_bytes(1, D)));
     }
     return picked;
   };

@@ -259,8 +259,8 @@ Weights make_weights(const ModelConfig& config, bool with_mtp, const Layout& lay
   }
   for (int64_t i = 0; i < w.layout.num_layers; ++i) {
     const int64_t l = w.layout.first_layer + i;
-    w.layers.push_back(
-        make_layer(config, str_cat("layers.", l), config.ratio(l), config.is_hash_layer(l), layout));
+    w.layers.push_back(make_layer(config, str_cat("layers.", l), config.ratio(l),
+                                  config.is_hash_layer(l), layout));
   }
   for (int64_t i = 0; has_mtp && i < config.num_nextn_predict_layers; ++i) {
     const std::string prefix = str_cat("mtp.", i);

@@ -44,8 +44,8 @@ struct ExpertWeights {
 struct MoeWeights {
   Rounding rounding;
   Parameter gate;
-  std::optional<Parameter> bias;     // biased-score routing
-  std::optional<Parameter> tid2eid;  // hash routing
+  std::optional<Parameter> bias;       // biased-score routing
+  std::optional<Parameter> tid2eid;    // hash routing
   std::vector<ExpertWeights> experts;  // of this rank of ep
   ExpertWeights shared;
 };

@@ -83,8 +83,8 @@ void gather_parameters(const RankGroups& groups, const Weights& weights,
       }
       num_filled += rows.numel();
     }
-    FATHOM_ASSERT(num_filled == p.numel(), name, ": the ranks have ", num_filled, " of ",
-                  p.numel(), " elements");
+    FATHOM_ASSERT(num_filled == p.numel(), name, ": the ranks have ", num_filled, " of ", p.numel(),
+                  " elements");
     visit(p, values);
   }
 }

@@ -30,9 +30,7 @@ struct RankGroups {
   bool is_first_replica(const Parameter& p) const;
   /// Whether ranks that share the samples hold experts for each other: they then have to enter
   /// equally many forwards, with an empty batch where one has nothing left.
-  bool shares_experts_over_dp() const {
-    return shape.ep * shape.etp > shape.tp * shape.cp;
-  }
+  bool shares_experts_over_dp() const { return shape.ep * shape.etp > shape.tp * shape.cp; }
 };
 
 bool is_routed_expert(const Parameter& p);

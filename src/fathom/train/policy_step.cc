@@ -1,7 +1,6 @@
 #include "fathom/train/policy_step.h"
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
@@ -63,7 +62,7 @@ void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<Train
 PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const std::vector<TrainSample>& samples,
                                       double num_step_samples, const PolicyStepOptions& options,
-                                      const dist::Group& group) {
+                                      const RankGroups& groups) {
   std::vector<int64_t> lengths;
   for (const TrainSample& t : samples) {
     check_sample(*t.sample);
@@ -72,19 +71,13 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
         "sample ", t.sample->index, " has no rollout log-probs, which the policy loss needs");
     lengths.push_back(static_cast<int64_t>(t.sample->tokens.size()));
   }
-  const auto share = share_of(group, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
   std::vector<PolicyMetrics> of_samples;  // of the share
-  for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    run_micro_batch(ctx, weights, samples, share.first + static_cast<size_t>(borders[b]),
-                    share.first + static_cast<size_t>(borders[b + 1]), num_step_samples, options,
-                    &of_samples);
+  for (const auto& [begin, end] :
+       own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch)) {
+    run_micro_batch(ctx, weights, samples, begin, end, num_step_samples, options, &of_samples);
   }
   PolicyMetrics metrics;
-  for (const PolicyMetrics& m : group.concatenate(of_samples)) metrics.add(m);
+  for (const PolicyMetrics& m : groups.dp.concatenate(of_samples)) metrics.add(m);
   return metrics;
 }
 
@@ -96,8 +89,9 @@ std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weig
   const PackedBatch packed = pack_sequences(sequences);
   const Tensor streams =
       forward_layers(ctx, weights, packed.batch, embed(ctx, weights, packed.batch));
-  const Tensor log_prob = log_probs(ctx, weights, collapse(ctx, weights, packed.batch, streams, packed.rows),
-                                    packed.targets, static_cast<float>(temperature));
+  const Tensor log_prob =
+      log_probs(ctx, weights, collapse(ctx, weights, packed.batch, streams, packed.rows),
+                packed.targets, static_cast<float>(temperature));
   std::vector<std::vector<float>> result;
   for (size_t i = 0; i < samples.size(); ++i) {
     result.emplace_back(log_prob.f32() + packed.row_begin[i],

@@ -9,6 +9,7 @@
 #include "fathom/base/json.h"
 #include "fathom/model/sequence_state.h"
 #include "fathom/parallel/data_parallel.h"
+#include "fathom/parallel/model_parts.h"
 #include "fathom/train/packing.h"
 #include "fathom/train/supervised.h"
 
@@ -47,6 +48,24 @@ int64_t state_page_size(const ModelConfig& config) {
   return page;
 }
 
+/// Forwards of nothing, for the ranks that need this one's experts meanwhile.
+void enter_empty_mtp(const ExecContext& ctx, const Weights& w) {
+  mtp(ctx, w, Batch(), embed(ctx, w, Batch()), {});
+}
+void enter_empty_forward(const ExecContext& ctx, const Weights& w, bool with_mtp) {
+  forward_layers(ctx, w, Batch(), embed(ctx, w, Batch()));
+  if (with_mtp) enter_empty_mtp(ctx, w);
+}
+
+int64_t num_chunks_of(const std::vector<int64_t>& lengths, std::pair<size_t, size_t> share,
+                      int64_t chunk_tokens) {
+  int64_t n = 0;
+  for (size_t i = share.first; i < share.second; ++i) {
+    n += (lengths[i] + chunk_tokens - 1) / chunk_tokens;
+  }
+  return n;
+}
+
 /// One sequence through the cached forward, chunk by chunk.
 void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<int32_t>& ids,
                     size_t index, const ScoreOptions& options, NamedTensors* out) {
@@ -83,7 +102,9 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
       std::memcpy(all_logits.f32() + begin * V, piece.f32(),
                   static_cast<size_t>(piece.num_bytes()));
     }
-    if (options.with_mtp && num_predicted > 0) {
+    if (options.with_mtp && num_predicted == 0) {
+      if (w.layout.experts.size() > 1) enter_empty_mtp(ctx, w);
+    } else if (options.with_mtp) {
       // The last row of the sequence has no next token: a repeated id fills its place and the row
       // is dropped; no earlier row can see it.
       std::vector<int32_t> next_ids = next;
@@ -101,7 +122,7 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
 }
 
 void score_gradients(const ExecContext& ctx, Weights& w,
-                     const std::vector<std::vector<int32_t>>& sequences, const dist::Group& group,
+                     const std::vector<std::vector<int32_t>>& sequences, const RankGroups& groups,
                      NamedTensors* out) {
   std::vector<SupervisedExample> examples;
   for (const auto& ids : sequences) {
@@ -115,17 +136,15 @@ void score_gradients(const ExecContext& ctx, Weights& w,
     if (p->grad.defined()) with_gradient.push_back(p);
   }
   const SupervisedMetrics metrics =
-      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0}, group);
-  sum_gradients(group, with_gradient, std::vector<int>(with_gradient.size(), 0));
+      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0}, groups);
+  sum_gradients(groups, with_gradient, std::vector<int>(with_gradient.size(), 0));
   Tensor loss = Tensor::empty({1});
   loss.f32()[0] = static_cast<float>(metrics.loss);
   out->emplace_back("loss", loss);
-  if (group.rank() != 0) return;
-  for (const Parameter* p : with_gradient) {
-    Tensor grad = Tensor::empty(p->shape);
-    p->get_grad_row_major(grad.f32());
-    out->emplace_back("grad." + p->name, grad);
-  }
+  gather_parameters(
+      groups, w, [](const Parameter& p) { return p.grad.defined(); },
+      [](const Parameter& p) { return p.grad; },
+      [&](const Parameter& p, const Tensor& grad) { out->emplace_back("grad." + p.name, grad); });
 }
 
 /// fp32 tensors of all members, member by member, on member 0; nothing on the others.
@@ -174,19 +193,33 @@ std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
 
 NamedTensors score(const ExecContext& ctx, Weights& weights,
                    const std::vector<std::vector<int32_t>>& sequences, const ScoreOptions& options,
-                   const dist::Group& group) {
+                   const RankGroups& groups) {
   FATHOM_CHECK(!options.with_mtp || !weights.mtp.empty(),
                "score: --with-mtp needs a model with an MTP block, this one has none\n"
                "  fix: leave --with-mtp out, or load a checkpoint with mtp.* tensors");
   NamedTensors out;
   std::vector<int64_t> lengths;
   for (const auto& ids : sequences) lengths.push_back(static_cast<int64_t>(ids.size()));
-  const auto [begin, end] = share_of(group, lengths);
-  for (size_t i = begin; i < end; ++i) {
+  const auto share_of_member = [&](int member) {
+    return share_of(member, groups.dp.size(), lengths);
+  };
+  const auto share = share_of_member(groups.dp.rank());
+  for (size_t i = share.first; i < share.second; ++i) {
     score_sequence(ctx, weights, sequences[i], i, options, &out);
   }
-  out = gather_at_first(group, std::move(out));
-  if (options.with_gradients) score_gradients(ctx, weights, sequences, group, &out);
+  if (groups.shares_experts_over_dp()) {
+    const auto num_chunks = [&](int member) {
+      return num_chunks_of(lengths, share_of_member(member), options.chunk_tokens);
+    };
+    int64_t most = 0;
+    for (int m = 0; m < groups.dp.size(); ++m) most = std::max(most, num_chunks(m));
+    for (int64_t i = num_chunks(groups.dp.rank()); i < most; ++i) {
+      enter_empty_forward(ctx, weights, options.with_mtp);
+    }
+  }
+  out = gather_at_first(groups.dp, std::move(out));
+  if (groups.everyone.rank() != 0) out.clear();  // the other ranks of its tp have them too
+  if (options.with_gradients) score_gradients(ctx, weights, sequences, groups, &out);
   return out;
 }
 

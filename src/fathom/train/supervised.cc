@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
@@ -25,7 +24,8 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
       next_ids.push_back(tokens[t + 1]);
     }
   }
-  if (rows.empty()) return;
+  // Other ranks may need this one's experts even so.
+  if (rows.empty() && w.layout.experts.size() == 1) return;
   Tape tape;
   const Tensor draft = mtp(ctx, w, packed.batch, streams, next_ids, &tape);
   const Tensor hidden = mtp_collapse(ctx, w, packed.batch, draft, rows);
@@ -48,7 +48,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
 SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w,
                                               const std::vector<SupervisedExample>& examples,
                                               const SupervisedOptions& options,
-                                              const dist::Group& group) {
+                                              const RankGroups& groups) {
   SupervisedMetrics metrics;
   std::vector<int64_t> lengths;
   int64_t num_mtp_tokens = 0;
@@ -60,15 +60,9 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
   }
   const bool with_mtp =
       !w.mtp.empty() && options.mtp_loss_scaling_factor > 0.0 && num_mtp_tokens > 0;
-  const auto share = share_of(group, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
   std::vector<float> token_log_probs, mtp_log_probs;  // of the share, in token order
-  for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    const size_t begin = share.first + static_cast<size_t>(borders[b]),
-                 end = share.first + static_cast<size_t>(borders[b + 1]);
+  for (const auto& [begin, end] :
+       own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch)) {
     std::vector<PackedSequence> sequences;
     for (size_t i = begin; i < end; ++i) {
       sequences.push_back({&examples[i].tokens, examples[i].target_begin, nullptr});
@@ -92,8 +86,8 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
               &mtp_log_probs);
     }
   }
-  for (float v : group.concatenate(token_log_probs)) metrics.loss -= v;
-  for (float v : group.concatenate(mtp_log_probs)) metrics.mtp_loss -= v;
+  for (float v : groups.dp.concatenate(token_log_probs)) metrics.loss -= v;
+  for (float v : groups.dp.concatenate(mtp_log_probs)) metrics.mtp_loss -= v;
   metrics.loss /= static_cast<double>(std::max<int64_t>(1, metrics.num_tokens));
   metrics.mtp_loss /= static_cast<double>(std::max<int64_t>(1, num_mtp_tokens));
   return metrics;

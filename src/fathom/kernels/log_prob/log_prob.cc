@@ -62,8 +62,7 @@ struct LogitScratch {
 
 /// run(scratch, first row, rows) for blocks of rows.
 template <typename Run>
-void for_row_blocks(const LogProbFwd& p, const VocabularyShard& shard,
-                    const Run& run) {
+void for_row_blocks(const LogProbFwd& p, const VocabularyShard& shard, const Run& run) {
   // Chunks need not start on a panel: up to 15 columns before the first one are computed too.
   const int64_t stride =
       round_up(std::min(column_group(p.V) + kPanelRows, shard.num_columns), kPanelRows);
@@ -91,9 +90,8 @@ void row_block_stats(const ExecContext& ctx, const LogProbFwd& p, const Vocabula
           FATHOM_CPU_DISPATCH(ctx, divide_by_temperature, zr, end - begin, p.temperature);
         }
         for (int64_t c = begin; c < end; c += chunk) {
-          stats[row * chunks + c / chunk] =
-              FATHOM_CPU_DISPATCH(ctx, softmax_stats, zr + (c - begin), std::min(chunk, end - c),
-                                  p.entropy != nullptr);
+          stats[row * chunks + c / chunk] = FATHOM_CPU_DISPATCH(
+              ctx, softmax_stats, zr + (c - begin), std::min(chunk, end - c), p.entropy != nullptr);
         }
         const int64_t y = p.targets[r0 + row] - shard.first_column;
         if (y >= begin && y < end) target_logits[row] = zr[y - begin];
@@ -190,8 +188,7 @@ void log_prob_bwd(const ExecContext& ctx, const LogProbBwd& p) {
   log_prob_shard_bwd(ctx, p, {0, p.fwd.V});
 }
 
-void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p,
-                        const VocabularyShard& shard) {
+void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p, const VocabularyShard& shard) {
   const LogProbFwd& f = p.fwd;
   FATHOM_ASSERT(ctx.device == nullptr);
   if (shard.num_columns == 0) std::fill_n(p.dhidden, f.R * f.D, 0.0f);
