@@ -12,10 +12,11 @@
 
 namespace fathom {
 
-// T tokens, D hidden, H heads, hd head dim, Rq query rank, G groups, Ro output rank, N new entries.
+// T tokens (of the context, where ranks share the rows of a batch), D hidden, H heads, hd head dim,
+// Rq query rank, G groups, Ro output rank, N new entries.
 struct CompressorActivations {
-  Tensor values, gates;  // [T, coff * width] projections, ape not added
-  Tensor pooled;         // [N, width] before the norm
+  Tensor values, gates;  // [rows behind own entries, coff * width] projections, ape not added
+  Tensor pooled;         // [own new entries, width] before the norm
   Tensor entries;        // [N, width] normed and rotated
 };
 

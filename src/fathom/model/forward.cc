@@ -32,6 +32,11 @@ Tensor place(const ExecContext& ctx, const float* values, int64_t n) {
   return ctx.device == nullptr ? host : host.copy_to(ctx.device);
 }
 
+KernelArray<int32_t> ids_of_rows(const ExecContext& ctx, const std::vector<int32_t>& ids,
+                                 RowRange rows) {
+  return {ctx, {ids.begin() + rows.begin, ids.begin() + rows.end()}};
+}
+
 Tensor pick_rows(const ExecContext& ctx, const Tensor& streams, const KernelArray<int64_t>& rows) {
   Tensor picked = Tensor::empty(ctx, {rows.size(), streams.dim(1), streams.dim(2)});
   gather_rows(ctx, streams.f32(), rows.data(), rows.size(), streams.dim(1) * streams.dim(2),
@@ -83,10 +88,11 @@ MtpInputs mtp_inputs(const ExecContext& ctx, const Weights& w, const Tensor& str
                      const std::vector<int32_t>& next_ids) {
   const ModelConfig& c = w.config;
   const MtpWeights& m = w.mtp.front();
-  const int64_t T = static_cast<int64_t>(next_ids.size()), D = c.hidden_size, M = c.hc_mult;
+  const RowRange rows = w.layout.stream_rows(static_cast<int64_t>(next_ids.size()));
+  const int64_t T = rows.count, D = c.hidden_size, M = c.hc_mult;
   MtpInputs in;
   in.next_embedding = Tensor::empty(ctx, {T, D});
-  const KernelArray<int32_t> ids(ctx, next_ids);
+  const KernelArray<int32_t> ids = ids_of_rows(ctx, next_ids, rows);
   embedding_fwd(ctx, w.embed.data(), ids.data(), T, D, 1, in.next_embedding.f32());
   const Rounding& rounding = w.rounding;
   in.e_normed = rounding.activation(ctx, normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps));
@@ -147,9 +153,10 @@ void check_batch(const ModelConfig& config, const Batch& batch) {
 Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch) {
   const ModelConfig& c = w.config;
   check_batch(c, batch);
-  Tensor streams = Tensor::empty(ctx, {batch.num_tokens(), c.hc_mult, c.hidden_size});
-  const KernelArray<int32_t> ids(ctx, batch.token_ids);
-  embedding_fwd(ctx, w.embed.data(), ids.data(), batch.num_tokens(), c.hidden_size, c.hc_mult,
+  const RowRange rows = w.layout.stream_rows(batch.num_tokens());
+  Tensor streams = Tensor::empty(ctx, {rows.count, c.hc_mult, c.hidden_size});
+  const KernelArray<int32_t> ids = ids_of_rows(ctx, batch.token_ids, rows);
+  embedding_fwd(ctx, w.embed.data(), ids.data(), rows.count, c.hidden_size, c.hc_mult,
                 streams.f32());
   return streams;
 }
@@ -157,7 +164,7 @@ Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch) {
 Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
                       const Tensor& streams, Tape* tape) {
   const ModelConfig& c = w.config;
-  const BatchPlan plan = make_batch_plan(ctx, c, batch, /*for_mtp=*/false);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, batch, /*for_mtp=*/false);
   std::vector<LayerId> ids = layer_ids(c);
   ChoiceLog choices;
   const bool records = std::any_of(batch.segments.begin(), batch.segments.end(),
@@ -272,7 +279,7 @@ Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, c
                 " layers for a model of ", w.layers.size());
   Batch replayed = batch;  // recomputation reads the same replay and writes nothing
   for (Segment& segment : replayed.segments) segment.replay_out = nullptr;
-  const BatchPlan plan = make_batch_plan(ctx, c, replayed, /*for_mtp=*/false);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, replayed, /*for_mtp=*/false);
   const std::vector<LayerId> ids = layer_ids(c);
   const size_t first = static_cast<size_t>(w.layout.first_layer);
   for (size_t l = w.layers.size(); l-- > 0;) {
@@ -285,9 +292,10 @@ Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, c
 void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
                     const Tensor& dstreams) {
   if (!w.embed.grad.defined()) return;
-  const KernelArray<int32_t> ids(ctx, batch.token_ids);
-  embedding_bwd(ctx, dstreams.f32(), ids.data(), batch.num_tokens(), w.config.hidden_size,
-                w.config.hc_mult, w.embed.grad.f32());
+  const RowRange rows = w.layout.stream_rows(batch.num_tokens());
+  const KernelArray<int32_t> ids = ids_of_rows(ctx, batch.token_ids, rows);
+  embedding_bwd(ctx, dstreams.f32(), ids.data(), rows.count, w.config.hidden_size, w.config.hc_mult,
+                w.embed.grad.f32());
 }
 
 Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
@@ -296,7 +304,7 @@ Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const T
   const ModelConfig& c = w.config;
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
   const Batch shifted = mtp_batch(batch, next_ids);
-  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, shifted, /*for_mtp=*/true);
   if (tape != nullptr) tape->layer_inputs.push_back(in.streams);
   return layer_forward(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
 }
@@ -307,7 +315,7 @@ void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, co
   const ModelConfig& c = w.config;
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
   const Batch shifted = mtp_batch(batch, next_ids);
-  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, shifted, /*for_mtp=*/true);
   layer_window(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
 }
 
@@ -329,9 +337,9 @@ void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const 
                   const std::vector<int32_t>& next_ids, const Tape& tape, Tensor ddraft_streams) {
   const ModelConfig& c = w.config;
   MtpWeights& m = w.mtp.front();
-  const int64_t T = batch.num_tokens(), D = c.hidden_size, M = c.hc_mult;
+  const int64_t T = streams.dim(0), D = c.hidden_size, M = c.hc_mult;
   const Batch shifted = mtp_batch(batch, next_ids);
-  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, shifted, /*for_mtp=*/true);
   const Tensor dstreams = layer_backward(ctx, c, m.block, shifted, plan, mtp_layer_id(c),
                                          tape.layer_inputs.front(), ddraft_streams);
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fathom/dist/group.h"
 
@@ -40,6 +41,9 @@ struct Layout {
   RowRange context_rows(int64_t T) const;
   /// Rows of T whose streams this rank holds, within context_rows().
   RowRange stream_rows(int64_t T) const;
+  /// Which of the rows of T, ascending, are predicted from streams of this rank: positions in
+  /// `rows`.
+  RowRange selected_rows(int64_t T, const std::vector<int64_t>& rows) const;
 };
 
 }  // namespace fathom

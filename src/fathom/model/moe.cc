@@ -13,20 +13,23 @@
 namespace fathom {
 namespace {
 
-/// Indices recorded by rollout for every row of the batch, or empty when there are none.
+/// Indices recorded by rollout for every row that is here, or empty when there are none.
 std::vector<int32_t> replayed_routes(const Batch& batch, const BatchPlan& plan, int64_t layer,
                                      int64_t K) {
   bool any = false;
   for (const Segment& s : batch.segments) any |= s.replay_in != nullptr;
   if (layer < 0 || !any) return {};
-  std::vector<int32_t> routes(static_cast<size_t>(plan.T * K));
+  const RowRange rows = plan.stream_rows;
+  std::vector<int32_t> routes(static_cast<size_t>(rows.count * K));
   for (int64_t t = 0; t < plan.T; ++t) {
     const Segment& segment = batch.segments[static_cast<size_t>(plan.segment_of[t])];
     const int32_t* row = segment.replay_in == nullptr
                              ? nullptr
                              : segment.replay_in->route_row(plan.positions[t], layer);
     if (row == nullptr) return {};  // a record covers a whole sample or none of it
-    std::copy_n(row, K, routes.data() + t * K);
+    if (rows.begin <= t && t < rows.end()) {
+      std::copy_n(row, K, routes.data() + (t - rows.begin) * K);
+    }
   }
   return routes;
 }
@@ -34,7 +37,7 @@ std::vector<int32_t> replayed_routes(const Batch& batch, const BatchPlan& plan, 
 void choose_experts(const ExecContext& ctx, const ModelConfig& c, const MoeWeights& w,
                     const Batch& batch, const BatchPlan& plan, const LayerId& id,
                     MoeActivations* a) {
-  const int64_t T = plan.T, K = c.num_experts_per_tok, E = c.n_routed_experts;
+  const int64_t T = a->router_logits.dim(0), K = c.num_experts_per_tok, E = c.n_routed_experts;
   const KernelArray<int32_t> replay(
       ctx, w.tid2eid ? std::vector<int32_t>() : replayed_routes(batch, plan, id.route_layer, K));
   a->topk_idx = Tensor::empty(ctx, {T, K}, DType::kI32);
@@ -42,7 +45,7 @@ void choose_experts(const ExecContext& ctx, const ModelConfig& c, const MoeWeigh
   router_fwd(ctx, {.logits = a->router_logits.f32(),
                    .bias = w.bias ? w.bias->data() : nullptr,
                    .tid2eid = w.tid2eid ? w.tid2eid->compute.i32() : nullptr,
-                   .token_ids = plan.token_ids.data(),
+                   .token_ids = plan.token_ids.data() + plan.stream_rows.begin,
                    .replay_idx = replay.size() == 0 ? nullptr : replay.data(),
                    .T = T,
                    .E = E,
@@ -128,7 +131,7 @@ Tensor run_shared_expert(const ExecContext& ctx, const ModelConfig& c, const Rou
 Tensor moe_forward(const ExecContext& ctx, const ModelConfig& c, const MoeWeights& w,
                    const Batch& batch, const BatchPlan& plan, const LayerId& id, const Tensor& x,
                    MoeActivations* acts) {
-  const int64_t T = plan.T, D = c.hidden_size, K = c.num_experts_per_tok;
+  const int64_t T = x.dim(0), D = c.hidden_size, K = c.num_experts_per_tok;
   acts->router_logits = project(ctx, w.gate, x);
   choose_experts(ctx, c, w, batch, plan, id, acts);
   acts->routed_x = Tensor::empty(ctx, {T * K, D});
