@@ -12,11 +12,11 @@
 
 namespace fathom {
 
-// T tokens, D hidden, H this rank's heads, hd head dim, Rq query rank, G this rank's groups, Ro
+// T tokens (of the context, where ranks share the rows of a batch), D hidden, H this rank's heads, hd head dim, Rq query rank, G this rank's groups, Ro
 // output rank, N new entries.
 struct CompressorActivations {
-  Tensor values, gates;  // [T, coff * width] projections, ape not added
-  Tensor pooled;         // [N, width] before the norm
+  Tensor values, gates;  // [rows behind own entries, coff * width] projections, ape not added
+  Tensor pooled;         // [own new entries, width] before the norm
   Tensor entries;        // [N, width] normed and rotated
 };
 

@@ -61,7 +61,7 @@ Tensor sublayer_gradient(const ExecContext& ctx, const HcShape& shape, double ep
 Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
                      const Batch& batch, const BatchPlan& plan, const LayerId& id,
                      const Tensor& streams) {
-  const HcShape shape = hc_shape(c, plan.stream_rows.count);
+  const HcShape shape = hc_shape(c, streams.dim(0));
   AttentionActivations attention;
   const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
   const Tensor a =
@@ -79,8 +79,7 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWe
 void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
                   const Batch& batch, const BatchPlan& plan, const LayerId& id,
                   const Tensor& streams) {
-  const Mixed for_attention =
-      mix(ctx, hc_shape(c, plan.stream_rows.count), w.rounding, w.hc_attn, streams);
+  const Mixed for_attention = mix(ctx, hc_shape(c, streams.dim(0)), w.rounding, w.hc_attn, streams);
   attention_window(ctx, c, w.attn, batch, plan, id.state_layer,
                    sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention));
 }
@@ -88,7 +87,7 @@ void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeigh
 Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights& w,
                       const Batch& batch, const BatchPlan& plan, const LayerId& id,
                       const Tensor& streams, const Tensor& dstreams) {
-  const HcShape shape = hc_shape(c, plan.stream_rows.count);
+  const HcShape shape = hc_shape(c, streams.dim(0));
   const double eps = c.rms_norm_eps;
   AttentionActivations attention;
   const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);

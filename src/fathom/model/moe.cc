@@ -36,10 +36,9 @@ Tensor context_of_streams(const BatchPlan& plan, const Tensor& streams_rows) {
              ? gather_rows_of(plan.layout->tp, plan.context_rows, streams_rows)
              : streams_rows;
 }
-/// Routed rows -> all rows of the batch.
-Tensor gather_all_rows(const BatchPlan& plan, const Tensor& routed) {
-  return gather_rows_of(plan.layout->cp, {0, plan.T},
-                        gather_rows_of(plan.layout->tp, plan.context_rows, routed));
+/// Routed rows -> all rows of the context.
+Tensor context_of_routed(const BatchPlan& plan, const Tensor& routed) {
+  return gather_rows_of(plan.layout->tp, plan.context_rows, routed);
 }
 
 /// Indices recorded by rollout for every row that this rank routes, or empty when there are none.
@@ -50,13 +49,15 @@ std::vector<int32_t> replayed_routes(const Batch& batch, const BatchPlan& plan, 
   if (layer < 0 || !any) return {};
   const RowRange rows = plan.routed_rows;
   std::vector<int32_t> routes(static_cast<size_t>(rows.count * K));
-  for (int64_t t = rows.begin; t < rows.end(); ++t) {
+  for (int64_t t = 0; t < plan.T; ++t) {
     const Segment& segment = batch.segments[static_cast<size_t>(plan.segment_of[t])];
     const int32_t* row = segment.replay_in == nullptr
                              ? nullptr
                              : segment.replay_in->route_row(plan.positions[t], layer);
     if (row == nullptr) return {};  // a record covers a whole sample or none of it
-    std::copy_n(row, K, routes.data() + (t - rows.begin) * K);
+    if (rows.begin <= t && t < rows.end()) {
+      std::copy_n(row, K, routes.data() + (t - rows.begin) * K);
+    }
   }
   return routes;
 }
@@ -82,7 +83,7 @@ void choose_experts(const ExecContext& ctx, const ModelConfig& c, const MoeWeigh
                    .topk_idx = a->topk_idx.i32(),
                    .topk_weights = a->topk_weights.f32()});
   if (id.choices != nullptr && id.route_layer >= 0) {
-    id.choices->add_routes(id.route_layer, gather_all_rows(plan, a->topk_idx));
+    id.choices->add_routes(id.route_layer, context_of_routed(plan, a->topk_idx));
   }
   a->slot_row = Tensor::empty(ctx, {T, K}, DType::kI32);
   a->row_begin = Tensor::empty(ctx, {E + 1}, DType::kI64);
