@@ -143,7 +143,7 @@ Tensor place(const ExecContext& ctx, const float* values, int64_t n) {
   return ctx.device == nullptr ? host : host.copy_to(ctx.device);
 }
 
-VocabularyShard own_shard(const Weights& w) {
+VocabularyColumns own_shard(const Weights& w) {
   const RowRange rows = vocabulary_rows(w.config, w.layout, w.layout.tp.rank());
   return {rows.begin, rows.count};
 }
@@ -151,7 +151,7 @@ VocabularyShard own_shard(const Weights& w) {
 /// Log-softmax of p's rows by all ranks of tp, each over its chunks.
 void log_prob_divided(const ExecContext& ctx, const Weights& w, const LogProbFwd& p) {
   const dist::Group& tp = w.layout.tp;
-  const VocabularyShard shard = own_shard(w);
+  const VocabularyColumns shard = own_shard(w);
   const int64_t own = num_chunks(shard, p.V);
   std::vector<SoftmaxStats> stats(static_cast<size_t>(p.R * own));
   std::vector<float> target_logits(static_cast<size_t>(p.R));
@@ -301,7 +301,7 @@ Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidd
                           .dw_panels = w.head.grad_or_null()};
   if (w.head.is_sharded()) {
     log_prob_shard_bwd(ctx, bwd, own_shard(w));
-    w.layout.tp.sum(dhidden.f32(), dhidden.numel());
+    w.layout.tp.sum(dhidden.f32(), dhidden.numel(), dist::SumOrder::kTree);
   } else {
     log_prob_bwd(ctx, bwd);
   }

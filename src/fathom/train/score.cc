@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <optional>
 
 #include "fathom/base/error.h"
 #include "fathom/base/file.h"
@@ -73,15 +74,19 @@ void score_sequence(const ExecContext& ctx, const Weights& w, const std::vector<
   Tensor log_prob = Tensor::empty({n - 1});
   Tensor all_logits = options.with_logits ? Tensor::empty({n, V}) : Tensor();
   Tensor mtp_logits = options.with_mtp ? Tensor::empty({n - 1, V}) : Tensor();
-  SequenceState state(w.config, state_page_size(w.config), w.precision(), ctx.device);
-  for (int64_t begin = 0; begin < n; begin += options.chunk_tokens) {
-    const int64_t end = std::min(n, begin + options.chunk_tokens);
+  // Ranks that share the rows of a batch take a sequence whole.
+  const bool with_state = w.layout.cp.size() == 1;
+  const int64_t chunk = with_state ? options.chunk_tokens : n;
+  std::optional<SequenceState> state;
+  if (with_state) state.emplace(w.config, state_page_size(w.config), w.precision(), ctx.device);
+  for (int64_t begin = 0; begin < n; begin += chunk) {
+    const int64_t end = std::min(n, begin + chunk);
     Batch batch;
     batch.token_ids.assign(ids.begin() + begin, ids.begin() + end);
     Segment segment;
     segment.start_pos = begin;
     segment.num_tokens = end - begin;
-    segment.state = &state;
+    segment.state = with_state ? &*state : nullptr;
     batch.segments.push_back(segment);
     const Tensor streams = forward_layers(ctx, w, batch, embed(ctx, w, batch));
 
@@ -209,7 +214,8 @@ NamedTensors score(const ExecContext& ctx, Weights& weights,
   }
   if (groups.shares_experts_over_dp()) {
     const auto num_chunks = [&](int member) {
-      return num_chunks_of(lengths, share_of_member(member), options.chunk_tokens);
+      return num_chunks_of(lengths, share_of_member(member),
+                           groups.shape.cp == 1 ? options.chunk_tokens : INT64_MAX / 2);
     };
     int64_t most = 0;
     for (int m = 0; m < groups.dp.size(); ++m) most = std::max(most, num_chunks(m));
