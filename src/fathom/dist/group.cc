@@ -67,6 +67,13 @@ void Group::run(std::vector<Outgoing> out, std::vector<Incoming> in, const char*
   world_->exchange(out, in, tag, what);
 }
 
+Group Group::subgroup(const std::vector<int>& members) const {
+  if (members.size() == 1) return {};
+  std::vector<int> ranks;
+  for (int member : members) ranks.push_back(ranks_.at(static_cast<size_t>(member)));
+  return Group(world_, std::move(ranks));
+}
+
 void Group::barrier() const {
   if (size() == 1) return;
   std::vector<Outgoing> out;

@@ -52,18 +52,49 @@ Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding
   return rounding.activation(ctx, h);
 }
 
-Tensor collapse_with(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
-                     const HyperConnectionWeights& hc, const Parameter& norm, const Tensor& streams,
-                     const std::vector<int64_t>& rows) {
-  const Tensor h = head_streams(ctx, c, rounding, hc, pick_rows(ctx, streams, {ctx, rows}));
-  return rounding.activation(ctx, normed(ctx, h, &norm, c.rms_norm_eps));
+/// The selected rows whose streams are here: which of the rows they are, and where in the streams.
+struct OwnSelection {
+  RowRange selected;
+  std::vector<int64_t> rows;
+};
+
+OwnSelection select_own(const Layout& layout, int64_t T, const std::vector<int64_t>& rows) {
+  OwnSelection own{layout.selected_rows(T, rows), {}};
+  const int64_t first = layout.stream_rows(T).begin;
+  for (int64_t i = own.selected.begin; i < own.selected.end(); ++i) {
+    own.rows.push_back(rows[static_cast<size_t>(i)] - first);
+  }
+  return own;
 }
 
-Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
-                              const Rounding& rounding, HyperConnectionWeights& hc, Parameter& norm,
-                              const Tensor& streams, const std::vector<int64_t>& row_list,
-                              const Tensor& dhidden) {
-  const KernelArray<int64_t> rows(ctx, row_list);
+/// The members' rows [own, D] one behind the other.
+Tensor gather_hidden(const ExecContext& ctx, const dist::Group& group, const Tensor& mine) {
+  if (group.size() == 1) return mine;
+  const Tensor host = mine.to_host();
+  const std::vector<float> all =
+      group.concatenate(std::vector<float>(host.f32(), host.f32() + host.numel()));
+  const int64_t D = mine.dim(1), R = static_cast<int64_t>(all.size()) / D;
+  return Tensor::view(const_cast<float*>(all.data()), {R, D}).copy_to(ctx.device);
+}
+
+Tensor collapse_with(const ExecContext& ctx, const Weights& w, const HyperConnectionWeights& hc,
+                     const Parameter& norm, int64_t T, const Tensor& streams,
+                     const std::vector<int64_t>& rows) {
+  const OwnSelection own = select_own(w.layout, T, rows);
+  const Tensor h =
+      head_streams(ctx, w.config, w.rounding, hc, pick_rows(ctx, streams, {ctx, own.rows}));
+  return gather_hidden(ctx, w.layout.cp,
+                       w.rounding.activation(ctx, normed(ctx, h, &norm, w.config.rms_norm_eps)));
+}
+
+Tensor collapse_backward_with(const ExecContext& ctx, const Weights& w, HyperConnectionWeights& hc,
+                              Parameter& norm, int64_t T, const Tensor& streams,
+                              const std::vector<int64_t>& row_list, const Tensor& dhidden_all) {
+  const ModelConfig& c = w.config;
+  const Rounding& rounding = w.rounding;
+  const OwnSelection own = select_own(w.layout, T, row_list);
+  const Tensor dhidden = dhidden_all.rows(own.selected.begin, own.selected.end());
+  const KernelArray<int64_t> rows(ctx, own.rows);
   const Tensor picked = pick_rows(ctx, streams, rows);
   const HcShape shape = hc_shape(c, picked.dim(0));
   const Tensor h = head_streams(ctx, c, rounding, hc, picked);
@@ -190,7 +221,12 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
 
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
                 const std::vector<int64_t>& rows) {
-  return collapse_with(ctx, w.config, w.rounding, w.hc_head, w.norm, streams, rows);
+  return collapse_with(ctx, w, w.hc_head, w.norm, streams.dim(0), streams, rows);
+}
+
+Tensor collapse(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+                const std::vector<int64_t>& rows) {
+  return collapse_with(ctx, w, w.hc_head, w.norm, batch.num_tokens(), streams, rows);
 }
 
 Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden) {
@@ -214,8 +250,10 @@ KernelArray<int32_t> check_targets(const ExecContext& ctx, const Weights& w, con
 
 }  // namespace
 
-Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
-                 const std::vector<int32_t>& targets, float temperature, float* entropy) {
+namespace {
+
+Tensor log_probs_of_all(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
+                        const std::vector<int32_t>& targets, float temperature, float* entropy) {
   const int64_t R = hidden.dim(0);
   const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
   const Tensor out = Tensor::empty(ctx, {R});
@@ -237,9 +275,9 @@ Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
   return out.to_host();
 }
 
-Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
-                          const std::vector<int32_t>& targets, float temperature,
-                          const float* dlog_probs, const float* dentropy) {
+Tensor backward_of_all(const ExecContext& ctx, Weights& w, const Tensor& hidden,
+                       const std::vector<int32_t>& targets, float temperature,
+                       const float* dlog_probs, const float* dentropy) {
   const int64_t R = hidden.dim(0);
   const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
   const Tensor log_prob = Tensor::empty(ctx, {R}), lse = Tensor::empty(ctx, {R});
@@ -266,9 +304,60 @@ Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidd
   return dhidden;
 }
 
-Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& streams,
-                         const std::vector<int64_t>& rows, const Tensor& dhidden) {
-  return collapse_backward_with(ctx, w.config, w.rounding, w.hc_head, w.norm, streams, rows,
+/// Every rank of cp has all hidden rows and takes its share of them through the head.
+struct HeadShare {
+  RowRange rows;
+  std::vector<int32_t> targets;
+};
+
+HeadShare head_share(const dist::Group& cp, const Tensor& hidden,
+                     const std::vector<int32_t>& targets) {
+  const RowRange rows = share_of_rows({0, hidden.dim(0)}, cp.rank(), cp.size());
+  return {rows, {targets.begin() + rows.begin, targets.begin() + rows.end()}};
+}
+
+std::vector<float> gather_values(const dist::Group& group, const float* mine, int64_t n) {
+  return group.concatenate(std::vector<float>(mine, mine + n));
+}
+
+}  // namespace
+
+Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
+                 const std::vector<int32_t>& targets, float temperature, float* entropy) {
+  const dist::Group& cp = w.layout.cp;
+  if (cp.size() == 1) return log_probs_of_all(ctx, w, hidden, targets, temperature, entropy);
+  FATHOM_ASSERT(hidden.dim(0) == static_cast<int64_t>(targets.size()), hidden.dim(0), " rows, ",
+                targets.size(), " targets");
+  const HeadShare share = head_share(cp, hidden, targets);
+  std::vector<float> own_entropy(entropy == nullptr ? 0 : static_cast<size_t>(share.rows.count));
+  const Tensor own =
+      log_probs_of_all(ctx, w, hidden.rows(share.rows.begin, share.rows.end()), share.targets,
+                       temperature, entropy == nullptr ? nullptr : own_entropy.data());
+  const std::vector<float> all = gather_values(cp, own.f32(), own.numel());
+  if (entropy != nullptr) {
+    const std::vector<float> entropies = gather_values(cp, own_entropy.data(), share.rows.count);
+    std::copy(entropies.begin(), entropies.end(), entropy);
+  }
+  Tensor out = Tensor::empty({hidden.dim(0)});
+  std::copy(all.begin(), all.end(), out.f32());
+  return out;
+}
+
+Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
+                          const std::vector<int32_t>& targets, float temperature,
+                          const float* dlog_probs, const float* dentropy) {
+  const dist::Group& cp = w.layout.cp;
+  const HeadShare share = head_share(cp, hidden, targets);
+  const Tensor own = backward_of_all(ctx, w, hidden.rows(share.rows.begin, share.rows.end()),
+                                     share.targets, temperature, dlog_probs + share.rows.begin,
+                                     dentropy == nullptr ? nullptr : dentropy + share.rows.begin);
+  return gather_hidden(ctx, cp, own);
+}
+
+Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                         const Tensor& streams, const std::vector<int64_t>& rows,
+                         const Tensor& dhidden) {
+  return collapse_backward_with(ctx, w, w.hc_head, w.norm, batch.num_tokens(), streams, rows,
                                 dhidden);
 }
 
@@ -319,17 +408,17 @@ void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, co
   layer_window(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
 }
 
-Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
-                    const std::vector<int64_t>& rows) {
+Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Batch& batch,
+                    const Tensor& draft_streams, const std::vector<int64_t>& rows) {
   const MtpWeights& m = w.mtp.front();
-  return collapse_with(ctx, w.config, w.rounding, m.hc_head, m.norm, draft_streams, rows);
+  return collapse_with(ctx, w, m.hc_head, m.norm, batch.num_tokens(), draft_streams, rows);
 }
 
-void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& draft_streams,
-                           const std::vector<int64_t>& rows, const Tensor& dhidden,
-                           Tensor* ddraft_streams) {
+void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                           const Tensor& draft_streams, const std::vector<int64_t>& rows,
+                           const Tensor& dhidden, Tensor* ddraft_streams) {
   MtpWeights& m = w.mtp.front();
-  *ddraft_streams = collapse_backward_with(ctx, w.config, w.rounding, m.hc_head, m.norm,
+  *ddraft_streams = collapse_backward_with(ctx, w, m.hc_head, m.norm, batch.num_tokens(),
                                            draft_streams, rows, dhidden);
 }
 

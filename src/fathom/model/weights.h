@@ -81,6 +81,9 @@ struct Weights {
 /// @param layout only this rank's parameters are there.
 Weights make_weights(const ModelConfig& config, bool with_mtp = true, const Layout& layout = {});
 
+/// Whether p is the last stage's own copy of the embedding, which mtp reads: another stage trains it.
+bool is_embedding_copy(const Weights& weights, const Parameter& p);
+
 /// Sets the mode of all parts and makes every `compute` from its master in it. In a copy of Weights
 /// this leaves the original as it is: they share masters, so the copy is the same model in another
 /// mode, up to date after refresh_weights().

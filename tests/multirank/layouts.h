@@ -1,0 +1,75 @@
+// Layouts of a few ranks, for tests over them.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "fathom/dist/local_ranks.h"
+#include "fathom/dist/mesh.h"
+#include "fathom/parallel/rank_groups.h"
+#include "tests/integration/tiny_model.h"
+
+namespace fathom {
+
+struct TestLayout {
+  int pp = 1, cp = 1, dp = 1;
+  StageOptions stages = {};
+  int num_ranks() const { return pp * cp * dp; }
+  std::string text() const {
+    std::string name = str_cat("pp", pp, "cp", cp, "dp", dp);
+    if (stages.first_layers) name += str_cat("first", *stages.first_layers);
+    if (stages.last_layers) name += str_cat("last", *stages.last_layers);
+    return name;
+  }
+};
+
+inline std::string name_of_layout(const ::testing::TestParamInfo<TestLayout>& info) {
+  return info.param.text();
+}
+
+inline RankGroups groups_of(const TestLayout& layout, dist::World& world,
+                            const ModelConfig& config) {
+  const dist::Mesh mesh(layout.num_ranks(), /*tp=*/1, layout.cp, /*ep=*/1, /*etp=*/1, layout.pp);
+  return make_rank_groups(world.everyone(), mesh, config, layout.stages);
+}
+
+/// The tiny recipe's model with six layers, of every kind twice but the hash layer.
+inline Weights make_six_layers(uint64_t seed, Precision precision = Precision::kFp32) {
+  Json json = read_json_file(source_path("configs/tiny/model.json"));
+  json["num_hidden_layers"] = 6;
+  json["compress_ratios"] = {0, 4, 16, 4, 0, 16, 0};  // the last one is the MTP block's
+  Weights w = make_weights(parse_model_config(json, "six layers"));
+  init_random_weights(w, seed);
+  ThreadPool pool(1);
+  if (precision != Precision::kFp32) set_precision(base_context(&pool), &w, precision);
+  return w;
+}
+
+/// What a rank of the layout has of the whole model.
+inline Weights part_of(const Weights& whole, const Layout& layout) {
+  std::map<std::string, const Parameter*> by_name;
+  for_each_parameter(whole, [&](const Parameter& p) { by_name[p.name] = &p; });
+  Weights part = make_weights(whole.config, !whole.mtp.empty(), layout);
+  for_each_parameter(part, [&](Parameter& p) { p.master = by_name.at(p.name)->master.clone(); });
+  ThreadPool pool(1);
+  set_precision(base_context(&pool), &part, whole.precision());
+  return part;
+}
+
+inline void expect_all_well(const std::vector<std::string>& errors) {
+  for (size_t r = 0; r < errors.size(); ++r) ASSERT_EQ(errors[r], "") << "rank " << r;
+}
+
+/// L2 of the difference, relative to a.
+inline double relative_difference(const float* a, const float* b, int64_t n) {
+  double difference = 0.0, norm = 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    norm += std::pow(static_cast<double>(a[i]), 2);
+  }
+  return norm == 0.0 ? std::sqrt(difference) : std::sqrt(difference / norm);
+}
+
+}  // namespace fathom
