@@ -47,15 +47,15 @@ struct Outcome {
   std::map<std::string, std::vector<float>> gradients;
 };
 
-/// The head's part of one pass. @return the gradient of the streams.
+/// The head's part of one pass over the streams: log-probs, gradient of the streams.
 template <typename Collapse, typename CollapseBackward>
 Tensor run_head(const ExecContext& ctx, Weights& w, const Case& c, Collapse&& to_hidden,
                 CollapseBackward&& backward, std::vector<float>* log_probs_of) {
-  const Tensor hidden = to_hidden();
+  const Tensor hidden = to_hidden(c.rows);
   const Tensor log_prob = log_probs(ctx, w, hidden, c.targets, 0.9f);
   log_probs_of->assign(log_prob.f32(), log_prob.f32() + log_prob.numel());
   return backward(
-      log_probs_backward(ctx, w, hidden, c.targets, 0.9f, c.dlog_probs.data(), nullptr));
+      c.rows, log_probs_backward(ctx, w, hidden, c.targets, 0.9f, c.dlog_probs.data(), nullptr));
 }
 
 Outcome run(const ExecContext& ctx, Weights& w, const Case& given) {
@@ -78,19 +78,19 @@ Outcome run(const ExecContext& ctx, Weights& w, const Case& given) {
   Tape tape, mtp_tape;
   const Tensor streams = forward_layers(ctx, w, c.batch, embed(ctx, w, c.batch), &tape);
   const Tensor dstreams = run_head(
-      ctx, w, c, [&] { return collapse(ctx, w, c.batch, streams, c.rows); },
-      [&](const Tensor& dhidden) {
-        return collapse_backward(ctx, w, c.batch, streams, c.rows, dhidden);
+      ctx, w, c, [&](const auto& rows) { return collapse(ctx, w, c.batch, streams, rows); },
+      [&](const auto& rows, const Tensor& dhidden) {
+        return collapse_backward(ctx, w, c.batch, streams, rows, dhidden);
       },
       &out.log_probs);
   embed_backward(ctx, w, c.batch, backward_layers(ctx, w, c.batch, tape, dstreams));
 
   const Tensor draft = mtp(ctx, w, c.batch, streams, c.next_ids, &mtp_tape);
   const Tensor ddraft = run_head(
-      ctx, w, c, [&] { return mtp_collapse(ctx, w, c.batch, draft, c.rows); },
-      [&](const Tensor& dhidden) {
+      ctx, w, c, [&](const auto& rows) { return mtp_collapse(ctx, w, c.batch, draft, rows); },
+      [&](const auto& rows, const Tensor& dhidden) {
         Tensor d;
-        mtp_collapse_backward(ctx, w, c.batch, draft, c.rows, dhidden, &d);
+        mtp_collapse_backward(ctx, w, c.batch, draft, rows, dhidden, &d);
         return d;
       },
       &out.mtp_log_probs);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "fathom/dist/local_ranks.h"
@@ -15,12 +16,12 @@ namespace fathom {
 
 struct TestLayout {
   int pp = 1, cp = 1, dp = 1;
-  StageOptions stages = {};
+  std::optional<int64_t> first_layers = {}, last_layers = {};  // of the first and the last stage
   int num_ranks() const { return pp * cp * dp; }
   std::string text() const {
     std::string name = str_cat("pp", pp, "cp", cp, "dp", dp);
-    if (stages.first_layers) name += str_cat("first", *stages.first_layers);
-    if (stages.last_layers) name += str_cat("last", *stages.last_layers);
+    if (first_layers) name += str_cat("first", *first_layers);
+    if (last_layers) name += str_cat("last", *last_layers);
     return name;
   }
 };
@@ -31,8 +32,10 @@ inline std::string name_of_layout(const ::testing::TestParamInfo<TestLayout>& in
 
 inline RankGroups groups_of(const TestLayout& layout, dist::World& world,
                             const ModelConfig& config) {
-  const dist::Mesh mesh(layout.num_ranks(), /*tp=*/1, layout.cp, /*ep=*/1, /*etp=*/1, layout.pp);
-  return make_rank_groups(world.everyone(), mesh, config, layout.stages);
+  RankGroups groups(world.everyone(), {.cp = layout.cp, .dp = layout.dp, .pp = layout.pp},
+                    /*sequence_parallel=*/false, /*part_multiple=*/16);
+  groups.set_stages(config, layout.first_layers, layout.last_layers);
+  return groups;
 }
 
 /// The tiny recipe's model with six layers, of every kind twice but the hash layer.

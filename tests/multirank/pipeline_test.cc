@@ -50,11 +50,10 @@ std::map<std::string, Tensor> score_on(const TestLayout& layout, const Weights& 
 class Layouts : public ::testing::TestWithParam<TestLayout> {};
 INSTANTIATE_TEST_SUITE_P(
     Pipeline, Layouts,
-    ::testing::Values(TestLayout{.pp = 2},
-                      TestLayout{.pp = 4, .stages = {.first_layers = 1, .last_layers = 1}},
+    ::testing::Values(TestLayout{.pp = 2}, TestLayout{.pp = 4, .first_layers = 1, .last_layers = 1},
                       TestLayout{.cp = 2}, TestLayout{.cp = 4},
-                      TestLayout{.pp = 3, .stages = {.first_layers = 1, .last_layers = 1}},
-                      TestLayout{.pp = 2, .stages = {.last_layers = 1}}, TestLayout{.pp = 6},
+                      TestLayout{.pp = 3, .first_layers = 1, .last_layers = 1},
+                      TestLayout{.pp = 2, .last_layers = 1}, TestLayout{.pp = 6},
                       TestLayout{.pp = 2, .cp = 2}, TestLayout{.pp = 2, .dp = 2},
                       TestLayout{.cp = 2, .dp = 2}, TestLayout{.pp = 2, .cp = 2, .dp = 2}),
     name_of_layout);

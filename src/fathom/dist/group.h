@@ -30,8 +30,9 @@ class Group {
   int rank() const { return index_; }  // of this process, within the group
   int size() const { return static_cast<int>(ranks_.size()); }
   const std::vector<int>& world_ranks() const { return ranks_; }
-  /// The group of these members, this rank among them; in the same order on all of them.
-  Group subgroup(const std::vector<int>& members) const;
+
+  /// The group of some of the members, of which this process is one.
+  Group subset(const std::vector<int>& members) const;
 
   /// Returns when all members have called it.
   void barrier() const;

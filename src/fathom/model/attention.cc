@@ -1,5 +1,9 @@
-// Legend: T tokens, S segments, D hidden, H heads, hd head dim, Rq query rank, G groups, Ro output
-// rank.
+// Legend: T tokens, S segments, D hidden, H heads and G groups of this rank, hd head dim, Rq query
+// rank, Ro output rank.
+//
+// The ranks of tp have different heads and groups. Everything else (low-rank queries, window keys,
+// compressor, indexer) each of them computes for all rows, so what they have of gradients there is
+// whole as soon as the heads' parts have been added.
 #include "fathom/model/attention.h"
 
 #include <algorithm>
@@ -19,6 +23,7 @@
 #include "fathom/kernels/rows/rows.h"
 #include "fathom/kernels/sparse_attention/sparse_attention.h"
 #include "fathom/model/projection.h"
+#include "fathom/model/row_exchange.h"
 #include "fathom/model/sequence_state.h"
 
 namespace fathom {
@@ -266,7 +271,7 @@ SparseAttentionFwd attention_params(const ModelConfig& c, const AttentionWeights
           .sink = w.attn_sink.data(),
           .scale = attention_scale(c),
           .T = plan.context_rows.count,
-          .H = c.num_attention_heads,
+          .H = w.attn_sink.numel(),
           .hd = c.head_dim,
           .max_window = plan.max_window,
           .max_picks = entries.max,
@@ -288,25 +293,58 @@ Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const Attention
   return window_rows(ctx, c, batch, plan, plan.window_rows.fetch(ctx, kv), layer);
 }
 
+/// The rank's streams' rows -> all rows of its context, and back.
+Tensor gather_context(const BatchPlan& plan, const Tensor& own) {
+  return plan.layout->sequence_parallel ? gather_rows_of(plan.layout->tp, plan.context_rows, own)
+                                        : own;
+}
+Tensor own_of_context(const BatchPlan& plan, const Tensor& all) {
+  return plan.layout->sequence_parallel ? own_rows_of(plan.layout->tp, plan.context_rows, all)
+                                        : all;
+}
+
+/// wo_b z for the rank's streams, rounded once.
+Tensor project_output(const ExecContext& ctx, const AttentionWeights& w, const BatchPlan& plan,
+                      const Tensor& z) {
+  const Layout& layout = *plan.layout;
+  if (!w.wo_b.is_sharded()) {
+    return w.rounding.activation(
+        ctx, project(ctx, w.wo_b, own_of_context(plan, z), row_parallel_parts(w.wo_b)));
+  }
+  Tensor y = project(ctx, w.wo_b, z, row_parallel_parts(w.wo_b));
+  if (layout.sequence_parallel) {
+    y = sum_own_rows_of(layout.tp, plan.context_rows, y, dist::SumOrder::kTree);
+  } else {
+    layout.tp.sum(y.f32(), y.numel(), dist::SumOrder::kTree);
+  }
+  return w.rounding.activation(ctx, y);
+}
+
 }  // namespace
 
 void attention_window(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
                       const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x) {
   Tensor kv_raw;
-  window_keys(ctx, c, w, batch, plan, layer, x, &kv_raw);
+  window_keys(ctx, c, w, batch, plan, layer, gather_context(plan, x), &kv_raw);
 }
 
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
                          const Batch& batch, const BatchPlan& plan, const LayerId& id,
-                         const Tensor& x, AttentionActivations* acts) {
-  const int64_t T = x.dim(0), H = c.num_attention_heads, hd = c.head_dim, G = c.o_groups;
+                         const Tensor& own_x, AttentionActivations* acts) {
+  const int64_t T = plan.context_rows.count, H = w.attn_sink.numel(), hd = c.head_dim;
+  const int64_t G = w.wo_a.panels.num_blocks;
+  const dist::Group& tp = plan.layout->tp;
   const RotaryTable& rope = plan.rope(w.ratio);
   AttentionActivations& a = *acts;
+  a.x = gather_context(plan, own_x);
+  const Tensor& x = a.x;
 
   const Rounding& rounding = w.rounding;
   a.q_low = rounding.activation(ctx, project(ctx, w.wq_a, x));
   a.q_normed = rounding.activation(ctx, normed(ctx, a.q_low, &w.q_norm, c.rms_norm_eps));
-  a.q_raw = rounding.activation(ctx, project(ctx, w.wq_b, a.q_normed)).reshape({T, H, hd});
+  Tensor q_raw = rounding.activation(ctx, project(ctx, w.wq_b, a.q_normed));
+  if (q_raw.dim(1) != H * hd) q_raw = columns_of(q_raw, H * hd * tp.rank(), H * hd);
+  a.q_raw = q_raw.reshape({T, H, hd});
   a.q = rounding.activation(ctx, normed(ctx, a.q_raw, nullptr, c.rms_norm_eps));
   rotate(ctx, rope, a.q.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
   rounding.activation(ctx, a.q);
@@ -344,7 +382,8 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
                      .K = w.wo_a.panels.cols});
   }
   rounding.activation(ctx, a.z);
-  return rounding.activation(ctx, project(ctx, w.wo_b, a.z, row_parallel_parts(w.wo_b)));
+  if (!w.wo_b.is_sharded()) a.z = gather_columns(tp, a.z);
+  return project_output(ctx, w, plan, a.z);
 }
 
 namespace {
@@ -395,13 +434,17 @@ void compress_backward(const ExecContext& ctx, const ModelConfig& c, CompressorW
 }  // namespace
 
 Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, AttentionWeights& w,
-                          const BatchPlan& plan, const Tensor& x, const AttentionActivations& a,
+                          const BatchPlan& plan, const AttentionActivations& a,
                           const Tensor& dout) {
-  const int64_t T = x.dim(0), H = c.num_attention_heads, hd = c.head_dim, G = c.o_groups;
+  const int64_t T = plan.context_rows.count, H = w.attn_sink.numel(), hd = c.head_dim;
+  const int64_t G = w.wo_a.panels.num_blocks, width = G * c.o_lora_rank;
+  const dist::Group& tp = plan.layout->tp;
   const RotaryTable& rope = plan.rope(w.ratio);
+  const Tensor& x = a.x;
 
   Tensor dz = Tensor::empty(ctx, a.z.shape());
-  project_backward(ctx, w.wo_b, a.z, dout, &dz, /*accumulate=*/false);
+  project_backward(ctx, w.wo_b, a.z, gather_context(plan, dout), &dz, /*accumulate=*/false);
+  if (dz.dim(1) != width) dz = columns_of(dz, width * tp.rank(), width);
   Tensor d_o = Tensor::empty(ctx, a.o.shape());
   for (int64_t g = 0; g < G; ++g) {
     const int64_t K = w.wo_a.panels.cols, N = c.o_lora_rank;
@@ -445,11 +488,15 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
             .dcompressed = w.compressor ? dentries.f32() : nullptr,
             .dsink = w.attn_sink.grad.defined() ? w.attn_sink.grad.f32() : dsink.f32()});
 
+  tp.sum(dwindow.f32(), dwindow.numel());  // of all heads
+  if (w.compressor) tp.sum(dentries.f32(), dentries.numel());
+
   rotate(ctx, rope, dq.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/true);
-  const Tensor dq_raw = normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq);
+  Tensor dq_raw = normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq).reshape({T, H * hd});
+  if (!w.wq_b.is_sharded()) dq_raw = gather_columns(tp, dq_raw);
   Tensor dq_normed = Tensor::empty(ctx, a.q_normed.shape());
-  project_backward(ctx, w.wq_b, a.q_normed, dq_raw.reshape({T, H * hd}), &dq_normed,
-                   /*accumulate=*/false);
+  project_backward(ctx, w.wq_b, a.q_normed, dq_raw, &dq_normed, /*accumulate=*/false);
+  if (w.wq_b.is_sharded()) tp.sum(dq_normed.f32(), dq_normed.numel());
   const Tensor dq_low = normed_backward(ctx, a.q_low, &w.q_norm, c.rms_norm_eps, dq_normed);
   Tensor dx = Tensor::empty(ctx, x.shape());
   project_backward(ctx, w.wq_a, x, dq_low, &dx, /*accumulate=*/false);
@@ -462,7 +509,7 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
   if (w.compressor) {
     compress_backward(ctx, c, *w.compressor, plan, x, a.compressor, dentries, &dx);
   }
-  return dx;
+  return own_of_context(plan, dx);
 }
 
 }  // namespace fathom

@@ -165,6 +165,7 @@ BatchPlan make_batch_plan(const ExecContext& ctx, const ModelConfig& config, con
   BatchPlan plan;
   plan.layout = &layout;
   plan.T = batch.num_tokens();
+  plan.routed_rows = layout.routed_rows(plan.T);
   plan.S = static_cast<int64_t>(batch.segments.size());
   plan.row_begin.push_back(0);
   const int64_t W = config.sliding_window;

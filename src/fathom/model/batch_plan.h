@@ -48,14 +48,13 @@ struct RatioPlan {
 };
 
 struct BatchPlan {
-  int64_t T = 0, S = 0;             // tokens, segments
-  RowRange context_rows;            // rows whose queries are computed here
-  RowRange stream_rows;             // rows whose streams are here
-  const Layout* layout = nullptr;   // the weights'
-  KernelArray<int32_t> token_ids;   // [T]
-  std::vector<int64_t> row_begin;   // [S + 1] first token row of each segment
-  KernelArray<int64_t> positions;   // [T]
-  KernelArray<int32_t> segment_of;  // [T]
+  int64_t T = 0, S = 0;                             // tokens, segments
+  const Layout* layout = nullptr;                   // of the weights
+  RowRange context_rows, stream_rows, routed_rows;  // this rank's of the T (model/layout.h)
+  KernelArray<int32_t> token_ids;                   // [T]
+  std::vector<int64_t> row_begin;                   // [S + 1] first token row of each segment
+  KernelArray<int64_t> positions;                   // [T]
+  KernelArray<int32_t> segment_of;                  // [T]
   // The window buffer of a layer: for each segment its cached rows (oldest first), then its new
   // rows.
   std::vector<int64_t> window_row;    // [S] first cached row of the segment

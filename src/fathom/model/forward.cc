@@ -2,16 +2,15 @@
 
 #include <algorithm>
 
-#include "fathom/base/device.h"
 #include "fathom/base/error.h"
-#include "fathom/kernels/embedding/embedding.h"
-#include "fathom/kernels/log_prob/log_prob.h"
 #include "fathom/kernels/rows/rows.h"
 #include "fathom/model/batch_plan.h"
 #include "fathom/model/hyper_connection_weights.h"
 #include "fathom/model/layer.h"
 #include "fathom/model/projection.h"
+#include "fathom/model/row_exchange.h"
 #include "fathom/model/sequence_state.h"
+#include "fathom/model/vocabulary.h"
 
 namespace fathom {
 namespace {
@@ -24,17 +23,6 @@ std::vector<LayerId> layer_ids(const ModelConfig& config) {
     ids.push_back({l, l, config.ratio(l) == 4 ? indexer_layer++ : -1});
   }
   return ids;
-}
-
-/// A host array where the context computes: itself, or a copy on the device.
-Tensor place(const ExecContext& ctx, const float* values, int64_t n) {
-  const Tensor host = Tensor::view(const_cast<float*>(values), {n});
-  return ctx.device == nullptr ? host : host.copy_to(ctx.device);
-}
-
-KernelArray<int32_t> ids_of_rows(const ExecContext& ctx, const std::vector<int32_t>& ids,
-                                 RowRange rows) {
-  return {ctx, {ids.begin() + rows.begin, ids.begin() + rows.end()}};
 }
 
 Tensor pick_rows(const ExecContext& ctx, const Tensor& streams, const KernelArray<int64_t>& rows) {
@@ -52,49 +40,56 @@ Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding
   return rounding.activation(ctx, h);
 }
 
-/// The selected rows whose streams are here: which of the rows they are, and where in the streams.
-struct OwnSelection {
-  RowRange selected;
-  std::vector<int64_t> rows;
+/// Rows chosen from the T of a batch, and where they lie.
+struct ChosenRows {
+  std::vector<int64_t> own;     // of this rank's streams, counted among them
+  std::vector<int> in_context;  // the member of tp that has each chosen row of this context
+  std::vector<int> context;     // the member of cp that has each chosen row
+  std::vector<int64_t> places;  // of the own ones among all
 };
 
-OwnSelection select_own(const Layout& layout, int64_t T, const std::vector<int64_t>& rows) {
-  OwnSelection own{layout.selected_rows(T, rows), {}};
-  const int64_t first = layout.stream_rows(T).begin;
-  for (int64_t i = own.selected.begin; i < own.selected.end(); ++i) {
-    own.rows.push_back(rows[static_cast<size_t>(i)] - first);
+ChosenRows choose_rows(const Layout& layout, int64_t T, const std::vector<int64_t>& rows) {
+  const auto member_of = [](RowRange range, int parts, int64_t row) {
+    int i = 0;
+    while (row >= share_of_rows(range, i, parts).end()) ++i;
+    return i;
+  };
+  ChosenRows chosen;
+  const RowRange mine = layout.stream_rows(T), context = layout.context_rows(T);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const int in_cp = member_of({0, T}, layout.cp.size(), rows[r]);
+    chosen.context.push_back(in_cp);
+    if (in_cp != layout.cp.rank()) continue;
+    const int in_tp =
+        layout.sequence_parallel ? member_of(context, layout.tp.size(), rows[r]) : layout.tp.rank();
+    chosen.in_context.push_back(in_tp);
+    if (in_tp != layout.tp.rank()) continue;
+    chosen.own.push_back(rows[r] - mine.begin);
+    chosen.places.push_back(static_cast<int64_t>(r));
   }
-  return own;
-}
-
-/// The members' rows [own, D] one behind the other.
-Tensor gather_hidden(const ExecContext& ctx, const dist::Group& group, const Tensor& mine) {
-  if (group.size() == 1) return mine;
-  const Tensor host = mine.to_host();
-  const std::vector<float> all =
-      group.concatenate(std::vector<float>(host.f32(), host.f32() + host.numel()));
-  const int64_t D = mine.dim(1), R = static_cast<int64_t>(all.size()) / D;
-  return Tensor::view(const_cast<float*>(all.data()), {R, D}).copy_to(ctx.device);
+  return chosen;
 }
 
 Tensor collapse_with(const ExecContext& ctx, const Weights& w, const HyperConnectionWeights& hc,
                      const Parameter& norm, int64_t T, const Tensor& streams,
                      const std::vector<int64_t>& rows) {
-  const OwnSelection own = select_own(w.layout, T, rows);
-  const Tensor h =
-      head_streams(ctx, w.config, w.rounding, hc, pick_rows(ctx, streams, {ctx, own.rows}));
-  return gather_hidden(ctx, w.layout.cp,
-                       w.rounding.activation(ctx, normed(ctx, h, &norm, w.config.rms_norm_eps)));
+  const auto collapse_own = [&](const std::vector<int64_t>& own) {
+    const Tensor h =
+        head_streams(ctx, w.config, w.rounding, hc, pick_rows(ctx, streams, {ctx, own}));
+    return w.rounding.activation(ctx, normed(ctx, h, &norm, w.config.rms_norm_eps));
+  };
+  const Layout& layout = w.layout;
+  if (layout.has_all_streams()) return collapse_own(rows);
+  const ChosenRows chosen = choose_rows(layout, T, rows);
+  Tensor hidden = collapse_own(chosen.own);
+  if (layout.sequence_parallel) hidden = merge_rows(layout.tp, chosen.in_context, hidden);
+  return merge_rows(layout.cp, chosen.context, hidden);
 }
 
-Tensor collapse_backward_with(const ExecContext& ctx, const Weights& w, HyperConnectionWeights& hc,
-                              Parameter& norm, int64_t T, const Tensor& streams,
-                              const std::vector<int64_t>& row_list, const Tensor& dhidden_all) {
-  const ModelConfig& c = w.config;
-  const Rounding& rounding = w.rounding;
-  const OwnSelection own = select_own(w.layout, T, row_list);
-  const Tensor dhidden = dhidden_all.rows(own.selected.begin, own.selected.end());
-  const KernelArray<int64_t> rows(ctx, own.rows);
+Tensor collapse_own_backward(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                             HyperConnectionWeights& hc, Parameter& norm, const Tensor& streams,
+                             const std::vector<int64_t>& row_list, const Tensor& dhidden) {
+  const KernelArray<int64_t> rows(ctx, row_list);
   const Tensor picked = pick_rows(ctx, streams, rows);
   const HcShape shape = hc_shape(c, picked.dim(0));
   const Tensor h = head_streams(ctx, c, rounding, hc, picked);
@@ -105,6 +100,20 @@ Tensor collapse_backward_with(const ExecContext& ctx, const Weights& w, HyperCon
   Tensor dstreams = Tensor::zeros(ctx, streams.shape());
   add_rows(ctx, dpicked.f32(), rows.data(), rows.size(), c.hc_mult * c.hidden_size, dstreams.f32());
   return dstreams;
+}
+
+Tensor collapse_backward_with(const ExecContext& ctx, Weights& w, HyperConnectionWeights& hc,
+                              Parameter& norm, int64_t T, const Tensor& streams,
+                              const std::vector<int64_t>& rows, const Tensor& dhidden) {
+  const ModelConfig& c = w.config;
+  if (w.layout.has_all_streams()) {
+    return collapse_own_backward(ctx, c, w.rounding, hc, norm, streams, rows, dhidden);
+  }
+  const ChosenRows chosen = choose_rows(w.layout, T, rows);
+  const KernelArray<int64_t> places(ctx, chosen.places);
+  Tensor down = Tensor::empty(ctx, {places.size(), c.hidden_size});
+  gather_rows(ctx, dhidden.f32(), places.data(), places.size(), c.hidden_size, down.f32());
+  return collapse_own_backward(ctx, c, w.rounding, hc, norm, streams, chosen.own, down);
 }
 
 /// One MTP block's input: e_proj·norm(embed[next]) + h_proj·norm(stream), per stream.
@@ -119,12 +128,9 @@ MtpInputs mtp_inputs(const ExecContext& ctx, const Weights& w, const Tensor& str
                      const std::vector<int32_t>& next_ids) {
   const ModelConfig& c = w.config;
   const MtpWeights& m = w.mtp.front();
-  const RowRange rows = w.layout.stream_rows(static_cast<int64_t>(next_ids.size()));
-  const int64_t T = rows.count, D = c.hidden_size, M = c.hc_mult;
+  const int64_t T = streams.dim(0), D = c.hidden_size, M = c.hc_mult;
   MtpInputs in;
-  in.next_embedding = Tensor::empty(ctx, {T, D});
-  const KernelArray<int32_t> ids = ids_of_rows(ctx, next_ids, rows);
-  embedding_fwd(ctx, w.embed.data(), ids.data(), T, D, 1, in.next_embedding.f32());
+  in.next_embedding = embed_tokens(ctx, w, next_ids, /*copies=*/1).reshape({T, D});
   const Rounding& rounding = w.rounding;
   in.e_normed = rounding.activation(ctx, normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps));
   in.h_normed = rounding.activation(ctx, normed(ctx, streams, &m.hnorm, c.rms_norm_eps));
@@ -184,12 +190,7 @@ void check_batch(const ModelConfig& config, const Batch& batch) {
 Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch) {
   const ModelConfig& c = w.config;
   check_batch(c, batch);
-  const RowRange rows = w.layout.stream_rows(batch.num_tokens());
-  Tensor streams = Tensor::empty(ctx, {rows.count, c.hc_mult, c.hidden_size});
-  const KernelArray<int32_t> ids = ids_of_rows(ctx, batch.token_ids, rows);
-  embedding_fwd(ctx, w.embed.data(), ids.data(), rows.count, c.hidden_size, c.hc_mult,
-                streams.f32());
-  return streams;
+  return embed_tokens(ctx, w, batch.token_ids, c.hc_mult);
 }
 
 Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
@@ -221,137 +222,13 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
 
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
                 const std::vector<int64_t>& rows) {
+  FATHOM_ASSERT(w.layout.has_all_streams(), "rows of which batch?");
   return collapse_with(ctx, w, w.hc_head, w.norm, streams.dim(0), streams, rows);
 }
 
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
                 const std::vector<int64_t>& rows) {
   return collapse_with(ctx, w, w.hc_head, w.norm, batch.num_tokens(), streams, rows);
-}
-
-Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden) {
-  return project(ctx, w.head, hidden).to_host();
-}
-
-namespace {
-
-/// The target ids, for kernels. Errors: UserError for one outside the vocabulary.
-KernelArray<int32_t> check_targets(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
-                                   const std::vector<int32_t>& targets) {
-  FATHOM_ASSERT(hidden.dim(0) == static_cast<int64_t>(targets.size()), hidden.dim(0), " rows, ",
-                targets.size(), " targets");
-  for (size_t r = 0; r < targets.size(); ++r) {
-    FATHOM_CHECK(targets[r] >= 0 && targets[r] < w.config.vocab_size, "log_prob: token id ",
-                 targets[r], " at row ", r, " is outside the vocabulary of ", w.config.vocab_size,
-                 " tokens");
-  }
-  return {ctx, targets};
-}
-
-}  // namespace
-
-namespace {
-
-Tensor log_probs_of_all(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
-                        const std::vector<int32_t>& targets, float temperature, float* entropy) {
-  const int64_t R = hidden.dim(0);
-  const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
-  const Tensor out = Tensor::empty(ctx, {R});
-  const Tensor entropies = entropy == nullptr ? Tensor() : Tensor::empty(ctx, {R});
-  log_prob_fwd(ctx, {.hidden = hidden.f32(),
-                     .w_panels = w.head.data(),
-                     .targets = ids.data(),
-                     .R = R,
-                     .D = w.config.hidden_size,
-                     .V = w.config.vocab_size,
-                     .temperature = temperature,
-                     .log_probs = out.f32(),
-                     .lse = nullptr,
-                     .entropy = entropy == nullptr ? nullptr : entropies.f32()});
-  if (entropy != nullptr) {
-    download_memory(ctx.device, entropy, entropies.bytes(),
-                    static_cast<size_t>(entropies.num_bytes()));
-  }
-  return out.to_host();
-}
-
-Tensor backward_of_all(const ExecContext& ctx, Weights& w, const Tensor& hidden,
-                       const std::vector<int32_t>& targets, float temperature,
-                       const float* dlog_probs, const float* dentropy) {
-  const int64_t R = hidden.dim(0);
-  const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
-  const Tensor log_prob = Tensor::empty(ctx, {R}), lse = Tensor::empty(ctx, {R});
-  const Tensor entropy = Tensor::empty(ctx, {R});
-  const Tensor dlogp = place(ctx, dlog_probs, R);
-  const Tensor dh = dentropy == nullptr ? Tensor() : place(ctx, dentropy, R);
-  const LogProbFwd fwd = {.hidden = hidden.f32(),
-                          .w_panels = w.head.data(),
-                          .targets = ids.data(),
-                          .R = R,
-                          .D = w.config.hidden_size,
-                          .V = w.config.vocab_size,
-                          .temperature = temperature,
-                          .log_probs = log_prob.f32(),
-                          .lse = lse.f32(),
-                          .entropy = dentropy == nullptr ? nullptr : entropy.f32()};
-  log_prob_fwd(ctx, fwd);
-  Tensor dhidden = Tensor::empty(ctx, hidden.shape());
-  log_prob_bwd(ctx, {.fwd = fwd,
-                     .dlog_probs = dlogp.f32(),
-                     .dentropy = dentropy == nullptr ? nullptr : dh.f32(),
-                     .dhidden = dhidden.f32(),
-                     .dw_panels = w.head.grad_or_null()});
-  return dhidden;
-}
-
-/// Every rank of cp has all hidden rows and takes its share of them through the head.
-struct HeadShare {
-  RowRange rows;
-  std::vector<int32_t> targets;
-};
-
-HeadShare head_share(const dist::Group& cp, const Tensor& hidden,
-                     const std::vector<int32_t>& targets) {
-  const RowRange rows = share_of_rows({0, hidden.dim(0)}, cp.rank(), cp.size());
-  return {rows, {targets.begin() + rows.begin, targets.begin() + rows.end()}};
-}
-
-std::vector<float> gather_values(const dist::Group& group, const float* mine, int64_t n) {
-  return group.concatenate(std::vector<float>(mine, mine + n));
-}
-
-}  // namespace
-
-Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
-                 const std::vector<int32_t>& targets, float temperature, float* entropy) {
-  const dist::Group& cp = w.layout.cp;
-  if (cp.size() == 1) return log_probs_of_all(ctx, w, hidden, targets, temperature, entropy);
-  FATHOM_ASSERT(hidden.dim(0) == static_cast<int64_t>(targets.size()), hidden.dim(0), " rows, ",
-                targets.size(), " targets");
-  const HeadShare share = head_share(cp, hidden, targets);
-  std::vector<float> own_entropy(entropy == nullptr ? 0 : static_cast<size_t>(share.rows.count));
-  const Tensor own =
-      log_probs_of_all(ctx, w, hidden.rows(share.rows.begin, share.rows.end()), share.targets,
-                       temperature, entropy == nullptr ? nullptr : own_entropy.data());
-  const std::vector<float> all = gather_values(cp, own.f32(), own.numel());
-  if (entropy != nullptr) {
-    const std::vector<float> entropies = gather_values(cp, own_entropy.data(), share.rows.count);
-    std::copy(entropies.begin(), entropies.end(), entropy);
-  }
-  Tensor out = Tensor::empty({hidden.dim(0)});
-  std::copy(all.begin(), all.end(), out.f32());
-  return out;
-}
-
-Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
-                          const std::vector<int32_t>& targets, float temperature,
-                          const float* dlog_probs, const float* dentropy) {
-  const dist::Group& cp = w.layout.cp;
-  const HeadShare share = head_share(cp, hidden, targets);
-  const Tensor own = backward_of_all(ctx, w, hidden.rows(share.rows.begin, share.rows.end()),
-                                     share.targets, temperature, dlog_probs + share.rows.begin,
-                                     dentropy == nullptr ? nullptr : dentropy + share.rows.begin);
-  return gather_hidden(ctx, cp, own);
 }
 
 Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
@@ -380,11 +257,7 @@ Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, c
 
 void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
                     const Tensor& dstreams) {
-  if (!w.embed.grad.defined()) return;
-  const RowRange rows = w.layout.stream_rows(batch.num_tokens());
-  const KernelArray<int32_t> ids = ids_of_rows(ctx, batch.token_ids, rows);
-  embedding_bwd(ctx, dstreams.f32(), ids.data(), rows.count, w.config.hidden_size, w.config.hc_mult,
-                w.embed.grad.f32());
+  embed_tokens_backward(ctx, w, batch.token_ids, dstreams);
 }
 
 Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,

@@ -3,11 +3,10 @@
 // Tensors are where the context computes; where they must be on the host, it says so.
 // Under a layout (w.layout) all ranks of its groups call the same functions with the same batch,
 // rows and targets. Streams are those of the rank's own rows (Layout::stream_rows), for which T
-// stands below; hidden rows, logits and log-probs are whole on every rank.
-// Shapes: T packed tokens, M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32.
-// A token's result depends only on its own sequence up to it, never on how tokens were batched or
-// cut into segments: bits are equal for any such choice, any number of threads and either
-// instruction set.
+// stands below; hidden rows, logits and log-probs are whole on every rank. Shapes: T packed tokens,
+// M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32. A token's result depends only
+// on its own sequence up to it, never on how tokens were batched or cut into segments: bits are
+// equal for any such choice, any number of threads and either instruction set.
 #pragma once
 
 #include <cstdint>

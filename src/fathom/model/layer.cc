@@ -101,12 +101,10 @@ Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights
 
   const Tensor dmiddle = sublayer_gradient(
       ctx, shape, eps, w.hc_ffn, w.ffn_norm, middle, for_moe, f, dstreams,
-      [&](const Tensor& df) { return moe_backward(ctx, c, w.ffn, moe_x, moe, df); });
-  return sublayer_gradient(ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a,
-                           dmiddle, [&](const Tensor& df) {
-                             return attention_backward(ctx, c, w.attn, plan, attention_x, attention,
-                                                       df);
-                           });
+      [&](const Tensor& df) { return moe_backward(ctx, c, w.ffn, plan, moe_x, moe, df); });
+  return sublayer_gradient(
+      ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a, dmiddle,
+      [&](const Tensor& df) { return attention_backward(ctx, c, w.attn, plan, attention, df); });
 }
 
 }  // namespace fathom

@@ -22,8 +22,11 @@ RowRange Layout::selected_rows(int64_t T, const std::vector<int64_t>& rows) cons
 }
 
 RowRange Layout::stream_rows(int64_t T) const {
-  const RowRange rows = context_rows(T);
-  return sequence_parallel ? share_of_rows(rows, tp.rank(), tp.size()) : rows;
+  return sequence_parallel ? routed_rows(T) : context_rows(T);
+}
+
+RowRange Layout::routed_rows(int64_t T) const {
+  return share_of_rows(context_rows(T), tp.rank(), tp.size());
 }
 
 }  // namespace fathom

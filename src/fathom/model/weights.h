@@ -44,9 +44,9 @@ struct ExpertWeights {
 struct MoeWeights {
   Rounding rounding;
   Parameter gate;
-  std::optional<Parameter> bias;     // biased-score routing
-  std::optional<Parameter> tid2eid;  // hash routing
-  std::vector<ExpertWeights> experts;
+  std::optional<Parameter> bias;       // biased-score routing
+  std::optional<Parameter> tid2eid;    // hash routing
+  std::vector<ExpertWeights> experts;  // of this rank of ep
   ExpertWeights shared;
 };
 
@@ -78,11 +78,19 @@ struct Weights {
 
 /// Every parameter with its name and shape, memory not yet allocated (Parameter::alloc).
 /// @param with_mtp false leaves `mtp` empty whatever the config says.
-/// @param layout only this rank's parameters are there.
+/// @param layout only this rank's parameters are there, and of those that are divided this rank's
+/// part.
+/// Errors: ConfigError when the layout does not fit the model.
 Weights make_weights(const ModelConfig& config, bool with_mtp = true, const Layout& layout = {});
 
 /// Whether p is the last stage's own copy of the embedding, which mtp reads: another stage trains it.
 bool is_embedding_copy(const Weights& weights, const Parameter& p);
+
+/// One rank's part of a model that is here as a whole, on the host, in fp32.
+Weights shard_weights(const Weights& whole, const Layout& layout);
+
+/// The ranks that a parameter's parts, or parts of its gradient, lie on.
+const dist::Group& members_of(const Layout& layout, ShardGroup group);
 
 /// Sets the mode of all parts and makes every `compute` from its master in it. In a copy of Weights
 /// this leaves the original as it is: they share masters, so the copy is the same model in another

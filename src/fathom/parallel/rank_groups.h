@@ -1,4 +1,4 @@
-// With whom a rank of a training job does what.
+// The groups of one rank: who computes with it, and who has the same parameters.
 #pragma once
 
 #include <cstdint>
@@ -6,43 +6,50 @@
 #include <optional>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "fathom/dist/group.h"
 #include "fathom/dist/mesh.h"
 #include "fathom/model/config.h"
 #include "fathom/model/layout.h"
+#include "fathom/model/parameter.h"
 
 namespace fathom {
 
 struct RankGroups {
-  dist::Group everyone;  // all ranks of the job
-  dist::Group data;      // share the samples of a step
-  dist::Group stages;    // share the layers, in order
-  dist::Group replicas;  // have the same weights: add their gradients, share the optimizer's state
-  Layout layout;         // what of the model this rank has
+  dist::MeshShape shape;
+  dist::Group everyone;
+  dist::Group dp;         // share the samples
+  dist::Group dp_cp;      // have the same parts of the dense parameters
+  dist::Group expert_dp;  // have the same parts of the same experts
+  dist::Group stages;     // share the layers, in order
+  Layout layout;          // for make_weights()
 
-  RankGroups() = default;
-  /// Ranks that have all of the model and share the samples alone.
-  RankGroups(dist::Group ranks) : everyone(ranks), data(ranks), replicas(std::move(ranks)) {}
+  RankGroups() = default;  // one rank
+  /// Ranks that have the whole model each and share the samples.
+  RankGroups(dist::Group all);
+  /// @param all of `shape.size()` ranks. With several stages set_stages() follows.
+  RankGroups(const dist::Group& all, const dist::MeshShape& shape, bool sequence_parallel,
+             int64_t part_multiple);
 
-  /// Whether what this rank has computed from its samples is what its stage, or the last one, has
-  /// to say about them: of ranks with the same result one is the teller.
-  bool is_teller() const { return layout.tp.rank() == 0 && layout.cp.rank() == 0; }
-  /// From the last stage to all stages.
+  /// Which layers this rank's stage has. @param first, last how many the first and the last one
+  /// have. Errors: ConfigError when a stage would have none (parallel/stages.h).
+  void set_stages(const ModelConfig& config, std::optional<int64_t> first = std::nullopt,
+                  std::optional<int64_t> last = std::nullopt);
+  /// What the last stage has, on all stages.
   template <typename T>
   std::vector<T> from_last_stage(std::vector<T> values) const;
+
+  /// Those that have the same part of the parameter and sum its gradient.
+  const dist::Group& replicas(const Parameter& p) const;
+  /// Whether this rank stands for its part where each is counted once: in norms and in checkpoints.
+  bool is_first_replica(const Parameter& p) const;
+  /// Whether ranks that share the samples hold experts for each other: they then have to enter
+  /// equally many forwards, with an empty batch where one has nothing left.
+  bool shares_experts_over_dp() const { return shape.ep * shape.etp > shape.tp * shape.cp; }
 };
 
-struct StageOptions {
-  std::optional<int64_t> first_layers, last_layers;  // of the first and the last stage
-};
-
-/// The groups of this rank in a mesh. Every rank of `everyone` makes them.
-/// Errors: ConfigError when the stages have no layers to share (parallel/stages.h).
-RankGroups make_rank_groups(const dist::Group& everyone, const dist::Mesh& mesh,
-                            const ModelConfig& config, const StageOptions& options = {});
+bool is_routed_expert(const Parameter& p);
 
 template <typename T>
 std::vector<T> RankGroups::from_last_stage(std::vector<T> values) const {

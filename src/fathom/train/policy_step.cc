@@ -1,7 +1,6 @@
 #include "fathom/train/policy_step.h"
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
 #include "fathom/parallel/pipeline.h"
 #include "fathom/train/packing.h"
 
@@ -65,7 +64,7 @@ Tensor run_head(const ExecContext& ctx, Weights& w, const std::vector<TrainSampl
 PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const std::vector<TrainSample>& samples,
                                       double num_step_samples, const PolicyStepOptions& options,
-                                      const RankGroups& ranks) {
+                                      const RankGroups& groups) {
   std::vector<int64_t> lengths;
   for (const TrainSample& t : samples) {
     check_sample(*t.sample);
@@ -74,33 +73,25 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
         "sample ", t.sample->index, " has no rollout log-probs, which the policy loss needs");
     lengths.push_back(static_cast<int64_t>(t.sample->tokens.size()));
   }
-  const auto share = share_of(ranks.data, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
-  const auto bounds = [&](int b) {
-    return std::pair(share.first + static_cast<size_t>(borders[static_cast<size_t>(b)]),
-                     share.first + static_cast<size_t>(borders[static_cast<size_t>(b) + 1]));
-  };
+  const std::vector<SampleRange> ranges =
+      own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch);
   std::vector<PackedBatch> packed;
-  for (int b = 0; b + 1 < static_cast<int>(borders.size()); ++b) {
-    const auto [begin, end] = bounds(b);
+  for (const auto& [begin, end] : ranges) {
     packed.push_back(pack_samples(samples, begin, end, options.replay_routes));
   }
   std::vector<PolicyMetrics> of_samples;  // of the share
   run_training(
-      ctx, weights, ranks.stages,
+      ctx, weights, groups.stages,
       {.num_micro_batches = static_cast<int>(packed.size()),
        .batch = [&](int b) -> const Batch& { return packed[static_cast<size_t>(b)].batch; },
        .head =
            [&](int b, const Tensor& streams) {
-             const auto [begin, end] = bounds(b);
+             const auto& [begin, end] = ranges[static_cast<size_t>(b)];
              return run_head(ctx, weights, samples, begin, end, packed[static_cast<size_t>(b)],
                              streams, num_step_samples, options, &of_samples);
            }});
   PolicyMetrics metrics;
-  for (const PolicyMetrics& m : ranks.from_last_stage(ranks.data.concatenate(of_samples))) {
+  for (const PolicyMetrics& m : groups.from_last_stage(groups.dp.concatenate(of_samples))) {
     metrics.add(m);
   }
   return metrics;
@@ -108,12 +99,12 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
 
 std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weights& weights,
                                               const std::vector<const Sample*>& samples,
-                                              double temperature, const RankGroups& ranks) {
+                                              double temperature, const RankGroups& groups) {
   std::vector<PackedSequence> sequences;
   for (const Sample* s : samples) sequences.push_back({&s->tokens, s->prompt_length(), nullptr});
   const PackedBatch packed = pack_sequences(sequences);
   std::vector<float> all;
-  run_forward(ctx, weights, ranks.stages,
+  run_forward(ctx, weights, groups.stages,
               {.num_micro_batches = 1,
                .batch = [&](int) -> const Batch& { return packed.batch; },
                .head =
@@ -124,7 +115,7 @@ std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weig
                      all.assign(log_prob.f32(), log_prob.f32() + log_prob.numel());
                      return Tensor();
                    }});
-  all = ranks.from_last_stage(std::move(all));
+  all = groups.from_last_stage(std::move(all));
   std::vector<std::vector<float>> result;
   for (size_t i = 0; i < samples.size(); ++i) {
     result.emplace_back(all.begin() + packed.row_begin[i], all.begin() + packed.row_begin[i + 1]);

@@ -30,21 +30,21 @@ struct PolicyStepOptions {
 /// @param samples in sample order, with their advantages
 /// @param num_step_samples N, the loss's normaliser: all samples of the step, also those not given
 ///        here because their advantage is zero
-/// @param ranks who were all given the same samples: each member of `data` runs its share of them
-///        (share_of) through the stages and adds that share's gradient
-/// @return sums over the given samples in their order (PolicyMetrics), the same bits on every rank,
-///         for any layout and any cut; old log-probs are the rollout's.
+/// @param groups all ranks were given the same samples: each runs its share (own_micro_batches) and
+///        adds that share's gradient
+/// @return sums over the given samples in their order (PolicyMetrics), the same bits for any layout
+///         and any cut; old log-probs are the rollout's.
 /// Errors: UserError when a sample has no rollout log-probs or no response.
 PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const std::vector<TrainSample>& samples,
                                       double num_step_samples, const PolicyStepOptions& options,
-                                      const RankGroups& ranks = {});
+                                      const RankGroups& groups = {});
 
 /// Forward only: log-probs of the response tokens of each sample at the temperature, as the trainer
 /// computes them. For the metric of a step without gradients and for checks. The ranks of all
 /// stages call it with the same samples, and all get the result.
 std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weights& weights,
                                               const std::vector<const Sample*>& samples,
-                                              double temperature, const RankGroups& ranks = {});
+                                              double temperature, const RankGroups& groups = {});
 
 }  // namespace fathom

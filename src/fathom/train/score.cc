@@ -10,6 +10,7 @@
 #include "fathom/base/json.h"
 #include "fathom/model/sequence_state.h"
 #include "fathom/parallel/data_parallel.h"
+#include "fathom/parallel/model_parts.h"
 #include "fathom/parallel/pipeline.h"
 #include "fathom/train/packing.h"
 #include "fathom/train/supervised.h"
@@ -57,19 +58,29 @@ class SequenceScores {
                  const std::vector<std::vector<int32_t>>& sequences, const ScoreOptions& options)
       : ctx_(ctx), w_(w), sequences_(sequences), options_(options) {}
 
-  /// Sequences [begin, end). @return on the last stage their tensors.
-  NamedTensors run(size_t begin, size_t end, const dist::Group& stages) {
-    for (size_t i = begin; i < end; ++i) {
-      const int64_t n = length(i);
-      const int64_t step = w_.layout.cp.size() > 1 ? n : options_.chunk_tokens;
-      for (int64_t at = 0; at < n; at += step) chunks_.push_back({i, at, std::min(n, at + step)});
+  /// This rank's share of the sequences. @return on the last stage their tensors.
+  NamedTensors run(const RankGroups& groups, const std::vector<int64_t>& lengths) {
+    const int members = groups.dp.size();
+    chunks_ = chunks_of(share_of(groups.dp.rank(), members, lengths));
+    if (groups.shares_experts_over_dp()) {
+      // Forwards of nothing, for the ranks that need this one's experts meanwhile.
+      size_t most = 0;
+      for (int m = 0; m < members; ++m) {
+        most = std::max(most, chunks_of(share_of(m, members, lengths)).size());
+      }
+      chunks_.resize(most);
     }
-    run_forward(ctx_, w_, stages,
+    run_forward(ctx_, w_, groups.stages,
                 {.num_micro_batches = static_cast<int>(chunks_.size()),
                  .batch = [&](int c) -> const Batch& { return batch_of(c); },
                  .head =
                      [&](int c, const Tensor& streams) {
-                       read_chunk(chunks_[static_cast<size_t>(c)], batch_of(c), streams);
+                       const Chunk& chunk = chunks_[static_cast<size_t>(c)];
+                       if (chunk.end > chunk.begin) {
+                         read_chunk(chunk, batch_of(c), streams);
+                       } else if (options_.with_mtp) {
+                         enter_empty_mtp();
+                       }
                        return Tensor();
                      }});
     return std::move(out_);
@@ -77,9 +88,20 @@ class SequenceScores {
 
  private:
   struct Chunk {
-    size_t sequence;
-    int64_t begin, end;
+    size_t sequence = 0;
+    int64_t begin = 0, end = 0;  // empty: nothing, computed for others
   };
+
+  std::vector<Chunk> chunks_of(std::pair<size_t, size_t> share) const {
+    std::vector<Chunk> chunks;
+    for (size_t i = share.first; i < share.second; ++i) {
+      const int64_t n = length(i), step = w_.layout.cp.size() > 1 ? n : options_.chunk_tokens;
+      for (int64_t at = 0; at < n; at += step) chunks.push_back({i, at, std::min(n, at + step)});
+    }
+    return chunks;
+  }
+
+  void enter_empty_mtp() const { mtp(ctx_, w_, Batch(), embed(ctx_, w_, Batch()), {}); }
 
   int64_t length(size_t i) const { return static_cast<int64_t>(sequences_[i].size()); }
 
@@ -87,6 +109,7 @@ class SequenceScores {
     if (c == current_) return batch_;
     current_ = c;
     const Chunk& chunk = chunks_[static_cast<size_t>(c)];
+    if (chunk.begin == chunk.end) return batch_ = Batch();
     const std::vector<int32_t>& ids = sequences_[chunk.sequence];
     Segment segment;
     segment.start_pos = chunk.begin;
@@ -141,7 +164,9 @@ void SequenceScores::read_chunk(const Chunk& chunk, const Batch& batch, const Te
     const Tensor piece = logits(ctx_, w_, hidden);
     std::memcpy(logits_.f32() + begin * V, piece.f32(), static_cast<size_t>(piece.num_bytes()));
   }
-  if (options_.with_mtp && num_predicted > 0) {
+  if (options_.with_mtp && num_predicted == 0) {
+    if (w_.layout.experts.size() > 1) enter_empty_mtp();
+  } else if (options_.with_mtp) {
     // The last row of the sequence has no next token: a repeated id fills its place and the row
     // is dropped; no earlier row can see it.
     std::vector<int32_t> next_ids = next;
@@ -155,6 +180,32 @@ void SequenceScores::read_chunk(const Chunk& chunk, const Batch& batch, const Te
   out_.emplace_back(str_cat("logprobs.", chunk.sequence), log_prob_);
   if (options_.with_logits) out_.emplace_back(str_cat("logits.", chunk.sequence), logits_);
   if (options_.with_mtp) out_.emplace_back(str_cat("mtp_logits.", chunk.sequence), mtp_logits_);
+}
+
+void score_gradients(const ExecContext& ctx, Weights& w,
+                     const std::vector<std::vector<int32_t>>& sequences, const RankGroups& groups,
+                     NamedTensors* out) {
+  std::vector<SupervisedExample> examples;
+  for (const auto& ids : sequences) {
+    if (ids.size() >= 2) examples.push_back({ids, 1});
+  }
+  std::vector<Parameter*> with_gradient;
+  for (Parameter* p : parameters_by_name(w)) {
+    if (p->name.starts_with("mtp.") || is_embedding_copy(w, *p)) continue;
+    p->alloc_grad();
+    p->zero_grad();
+    if (p->grad.defined()) with_gradient.push_back(p);
+  }
+  const SupervisedMetrics metrics =
+      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0}, groups);
+  sum_gradients(groups, with_gradient, std::vector<int>(with_gradient.size(), 0));
+  Tensor loss = Tensor::empty({1});
+  loss.f32()[0] = static_cast<float>(metrics.loss);
+  out->emplace_back("loss", loss);
+  gather_parameters(
+      groups, w, [](const Parameter& p) { return p.grad.defined(); },
+      [](const Parameter& p) { return p.grad; },
+      [&](const Parameter& p, const Tensor& grad) { out->emplace_back("grad." + p.name, grad); });
 }
 
 /// fp32 tensors of all members, member by member, on member 0; nothing on the others.
@@ -176,41 +227,6 @@ NamedTensors gather_at_first(const dist::Group& group, NamedTensors mine) {
     }
   }
   return mine;
-}
-
-void score_gradients(const ExecContext& ctx, Weights& w,
-                     const std::vector<std::vector<int32_t>>& sequences, const RankGroups& ranks,
-                     NamedTensors* out) {
-  std::vector<SupervisedExample> examples;
-  for (const auto& ids : sequences) {
-    if (ids.size() >= 2) examples.push_back({ids, 1});
-  }
-  std::vector<Parameter*> with_gradient;
-  for (Parameter* p : parameters_by_name(w)) {
-    if (p->name.starts_with("mtp.") || is_embedding_copy(w, *p)) continue;
-    p->alloc_grad();
-    p->zero_grad();
-    if (p->grad.defined()) with_gradient.push_back(p);
-  }
-  const SupervisedMetrics metrics =
-      supervised_forward_backward(ctx, w, examples, {.mtp_loss_scaling_factor = 0.0}, ranks);
-  sum_gradients(ranks.replicas, with_gradient, std::vector<int>(with_gradient.size(), 0));
-  Tensor loss = Tensor::empty({1});
-  loss.f32()[0] = static_cast<float>(metrics.loss);
-  out->emplace_back("loss", loss);
-  NamedTensors gradients;
-  for (const Parameter* p : with_gradient) {
-    if (ranks.replicas.rank() != 0) break;
-    Tensor grad = Tensor::empty(p->shape);
-    p->get_grad_row_major(grad.f32());
-    gradients.emplace_back("grad." + p->name, grad);
-  }
-  if (ranks.stages.size() > 1) {
-    gradients = gather_at_first(ranks.everyone, std::move(gradients));
-    std::sort(gradients.begin(), gradients.end(),
-              [](const auto& a, const auto& b) { return a.first < b.first; });
-  }
-  out->insert(out->end(), gradients.begin(), gradients.end());
 }
 
 }  // namespace
@@ -238,17 +254,18 @@ std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
 
 NamedTensors score(const ExecContext& ctx, Weights& weights,
                    const std::vector<std::vector<int32_t>>& sequences, const ScoreOptions& options,
-                   const RankGroups& ranks) {
+                   const RankGroups& groups) {
   FATHOM_CHECK(!options.with_mtp || !weights.mtp.empty() || !weights.layout.is_last_stage,
                "score: --with-mtp needs a model with an MTP block, this one has none\n"
                "  fix: leave --with-mtp out, or load a checkpoint with mtp.* tensors");
   std::vector<int64_t> lengths;
   for (const auto& ids : sequences) lengths.push_back(static_cast<int64_t>(ids.size()));
-  const auto [begin, end] = share_of(ranks.data, lengths);
-  NamedTensors out = SequenceScores(ctx, weights, sequences, options).run(begin, end, ranks.stages);
-  if (!ranks.is_teller()) out.clear();
-  out = gather_at_first(ranks.everyone, std::move(out));
-  if (options.with_gradients) score_gradients(ctx, weights, sequences, ranks, &out);
+  NamedTensors out = SequenceScores(ctx, weights, sequences, options).run(groups, lengths);
+  // Of ranks that have the same, the first tells.
+  const Layout& layout = weights.layout;
+  if (!layout.is_last_stage || layout.tp.rank() != 0 || layout.cp.rank() != 0) out.clear();
+  out = gather_at_first(groups.everyone, std::move(out));
+  if (options.with_gradients) score_gradients(ctx, weights, sequences, groups, &out);
   return out;
 }
 

@@ -32,11 +32,11 @@ std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
 /// t+1). With gradients: loss f32 [1], the mean of −logprobs over all predicted tokens of all
 /// sequences, and grad.<official name> in the decoded shape for every trained tensor of the main
 /// model. Errors: UserError when MTP is asked of a model without an MTP block.
-/// @param ranks who were all given the same sequences and share the work. Rank 0 gets all of the
-/// result, the others the loss alone or nothing. Log-probs, logits and the loss have the same bits
-/// for any layout; gradients are sums over `ranks.replicas` in rank order.
+/// @param groups ranks with the same sequences and their parts of the weights, who share the work.
+/// Rank 0 gets all of the result, the others the loss alone or nothing. Log-probs, logits and the
+/// loss have the same bits under any layout; gradients as docs/numerics.md says.
 NamedTensors score(const ExecContext& ctx, Weights& weights,
                    const std::vector<std::vector<int32_t>>& sequences, const ScoreOptions& options,
-                   const RankGroups& ranks = {});
+                   const RankGroups& groups = {});
 
 }  // namespace fathom

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
 #include "fathom/parallel/pipeline.h"
 #include "fathom/train/packing.h"
 
@@ -26,7 +25,8 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
       next_ids.push_back(tokens[t + 1]);
     }
   }
-  if (rows.empty()) return;
+  // Other ranks may need this one's experts even so.
+  if (rows.empty() && w.layout.experts.size() == 1) return;
   Tape tape;
   const Tensor draft = mtp(ctx, w, packed.batch, streams, next_ids, &tape);
   const Tensor hidden = mtp_collapse(ctx, w, packed.batch, draft, rows);
@@ -49,7 +49,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
 SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w,
                                               const std::vector<SupervisedExample>& examples,
                                               const SupervisedOptions& options,
-                                              const RankGroups& ranks) {
+                                              const RankGroups& groups) {
   SupervisedMetrics metrics;
   std::vector<int64_t> lengths;
   int64_t num_mtp_tokens = 0;
@@ -63,25 +63,17 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
       !w.mtp.empty() && options.mtp_loss_scaling_factor > 0.0 && num_mtp_tokens > 0;
   const double mtp_scale =
       options.mtp_loss_scaling_factor / static_cast<double>(std::max<int64_t>(1, num_mtp_tokens));
-  const auto share = share_of(ranks.data, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
-  std::vector<float> token_log_probs, mtp_log_probs;  // of the share, in token order
-  const auto bounds = [&](int b) {
-    return std::pair(share.first + static_cast<size_t>(borders[static_cast<size_t>(b)]),
-                     share.first + static_cast<size_t>(borders[static_cast<size_t>(b) + 1]));
-  };
+  const std::vector<SampleRange> ranges =
+      own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch);
   std::vector<PackedBatch> packed;
-  for (int b = 0; b + 1 < static_cast<int>(borders.size()); ++b) {
-    const auto [begin, end] = bounds(b);
+  for (const auto& [begin, end] : ranges) {
     std::vector<PackedSequence> sequences;
     for (size_t i = begin; i < end; ++i) {
       sequences.push_back({&examples[i].tokens, examples[i].target_begin, nullptr});
     }
     packed.push_back(pack_sequences(sequences));
   }
+  std::vector<float> token_log_probs, mtp_log_probs;  // of the share, in token order
   const auto head = [&](int b, const Tensor& streams) {
     const PackedBatch& p = packed[static_cast<size_t>(b)];
     const Tensor hidden = collapse(ctx, w, p.batch, streams, p.rows);
@@ -93,18 +85,18 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
         log_probs_backward(ctx, w, hidden, p.targets, 1.0f, dlog_probs.data(), nullptr);
     const Tensor dstreams = collapse_backward(ctx, w, p.batch, streams, p.rows, dhidden);
     if (with_mtp) {
-      const auto [begin, end] = bounds(b);
+      const auto& [begin, end] = ranges[static_cast<size_t>(b)];
       run_mtp(ctx, w, examples, begin, end, p, streams, mtp_scale, &mtp_log_probs);
     }
     return dstreams;
   };
   run_training(
-      ctx, w, ranks.stages,
+      ctx, w, groups.stages,
       {.num_micro_batches = static_cast<int>(packed.size()),
        .batch = [&](int b) -> const Batch& { return packed[static_cast<size_t>(b)].batch; },
        .head = head});
   const auto of_step = [&](const std::vector<float>& of_share) {
-    return ranks.from_last_stage(ranks.data.concatenate(of_share));
+    return groups.from_last_stage(groups.dp.concatenate(of_share));
   };
   for (float v : of_step(token_log_probs)) metrics.loss -= v;
   for (float v : of_step(mtp_log_probs)) metrics.mtp_loss -= v;

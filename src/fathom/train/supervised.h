@@ -28,13 +28,12 @@ struct SupervisedMetrics {
 
 /// Adds the gradient of one step to the parameters' buffers: mean over all learned tokens of the
 /// step; the MTP loss (targets t+2, streams, embedding and head detached) reaches mtp.* alone.
-/// @param examples all of the step; each member of `ranks.data` runs its share of them (share_of)
-/// through the stages and adds that share's gradient. The metrics are those of the step, the same
-/// bits on every rank and for any layout.
+/// @param examples all of the step; each rank runs its share of them (own_micro_batches) and adds
+/// that share's gradient. The metrics are those of the step, the same bits for any layout.
 SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& weights,
                                               const std::vector<SupervisedExample>& examples,
                                               const SupervisedOptions& options,
-                                              const RankGroups& ranks = {});
+                                              const RankGroups& groups = {});
 
 /// Fills fresh masters: matrices N(0, 1/fan_in), wo_b, w2 and head times 0.5, embedding std 0.5, hc
 /// fn std 0.02, hc base, sinks, ape, gate bias 0, hc scale and norms 1, tid2eid distinct random
