@@ -15,11 +15,21 @@
 namespace fathom {
 
 struct TestLayout {
-  int pp = 1, cp = 1, dp = 1;
+  int pp = 1, cp = 1, dp = 1, tp = 1, ep = 1;
+  bool sequence_parallel = false;
   std::optional<int64_t> first_layers = {}, last_layers = {};  // of the first and the last stage
-  int num_ranks() const { return pp * cp * dp; }
+  int num_ranks() const { return pp * cp * dp * tp; }
   std::string text() const {
-    std::string name = str_cat("pp", pp, "cp", cp, "dp", dp);
+    std::string name;
+    const auto add = [&](const char* axis, int size) {
+      if (size > 1) name += str_cat(axis, size);
+    };
+    add("pp", pp);
+    add("tp", tp);
+    add("cp", cp);
+    add("dp", dp);
+    add("ep", ep);
+    if (sequence_parallel) name += "sp";
     if (first_layers) name += str_cat("first", *first_layers);
     if (last_layers) name += str_cat("last", *last_layers);
     return name;
@@ -30,12 +40,28 @@ inline std::string name_of_layout(const ::testing::TestParamInfo<TestLayout>& in
   return info.param.text();
 }
 
-inline RankGroups groups_of(const TestLayout& layout, dist::World& world,
-                            const ModelConfig& config) {
-  RankGroups groups(world.everyone(), {.cp = layout.cp, .dp = layout.dp, .pp = layout.pp},
-                    /*sequence_parallel=*/false, /*part_multiple=*/16);
+inline RankGroups groups_of(const TestLayout& layout, dist::World& world, const ModelConfig& config,
+                            int64_t part_multiple = 16) {
+  RankGroups groups(
+      world.everyone(),
+      {.tp = layout.tp, .cp = layout.cp, .dp = layout.dp, .pp = layout.pp, .ep = layout.ep},
+      layout.sequence_parallel, part_multiple);
   groups.set_stages(config, layout.first_layers, layout.last_layers);
   return groups;
+}
+
+/// Sinks, biases, norms and the like are not all the same in a model that was trained.
+inline void roughen_vectors(Weights* w) {
+  uint64_t tensor = 0;
+  for_each_parameter(*w, [&](Parameter& p) {
+    ++tensor;
+    if (p.kind != ParameterKind::kPlain || p.name == "embed.weight") return;
+    for (int64_t i = 0; i < p.numel(); ++i) {
+      const uint64_t word = mix64(tensor, static_cast<uint64_t>(i));
+      p.master.f32()[i] += 0.5f * (static_cast<float>(word >> 40) * 0x1p-24f - 0.5f);
+    }
+    p.refresh();
+  });
 }
 
 /// The tiny recipe's model with six layers, of every kind twice but the hash layer.
@@ -45,17 +71,15 @@ inline Weights make_six_layers(uint64_t seed, Precision precision = Precision::k
   json["compress_ratios"] = {0, 4, 16, 4, 0, 16, 0};  // the last one is the MTP block's
   Weights w = make_weights(parse_model_config(json, "six layers"));
   init_random_weights(w, seed);
+  roughen_vectors(&w);
   ThreadPool pool(1);
   if (precision != Precision::kFp32) set_precision(base_context(&pool), &w, precision);
   return w;
 }
 
-/// What a rank of the layout has of the whole model.
+/// What a rank of the layout has of the whole model, in its mode.
 inline Weights part_of(const Weights& whole, const Layout& layout) {
-  std::map<std::string, const Parameter*> by_name;
-  for_each_parameter(whole, [&](const Parameter& p) { by_name[p.name] = &p; });
-  Weights part = make_weights(whole.config, !whole.mtp.empty(), layout);
-  for_each_parameter(part, [&](Parameter& p) { p.master = by_name.at(p.name)->master.clone(); });
+  Weights part = shard_weights(whole, layout);
   ThreadPool pool(1);
   set_precision(base_context(&pool), &part, whole.precision());
   return part;
