@@ -32,12 +32,12 @@ bool is_layout_given(const config::ParsedCommand& command) {
 
 void train(const ExecContext& ctx, const config::ParsedCommand& command,
            const config::Options& options, const dist::Group& ranks) {
-  const RankGroups groups = rank_groups(ranks, options);
   const std::string& checkpoint = *options.launch.hf_checkpoint;
   const Tokenizer tokenizer = Tokenizer::load(checkpoint);
+  const ModelConfig model = ModelTensors(checkpoint).config();
+  const RankGroups groups = rank_groups(ranks, options, model);
   // The configuration counts MTP modules only where the checkpoint has their tensors.
-  Weights weights =
-      make_weights(ModelTensors(checkpoint).config(), /*with_mtp=*/true, groups.layout);
+  Weights weights = make_weights(model, /*with_mtp=*/true, groups.layout);
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
   load_torch_dist(ctx, *options.checkpoint.ref_load, &weights);
   Json config = config::to_json(command);

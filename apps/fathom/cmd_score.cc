@@ -14,8 +14,9 @@ int score_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const config::ToolOptions& o = command.options.tool;
   const std::string& directory = *command.options.launch.hf_checkpoint;
   const Execution execution(command.options.runtime);
-  const RankGroups groups = rank_groups(ranks, command.options);
-  const auto sequences = read_token_lines(*o.input, load_model_config(directory));
+  const ModelConfig config = load_model_config(directory);
+  const RankGroups groups = rank_groups(ranks, command.options, config);
+  const auto sequences = read_token_lines(*o.input, config);
   Weights weights = in_precision(execution.context(),
                                  load_weights(execution.context(), directory,
                                               {.with_mtp = o.with_mtp, .layout = groups.layout}),

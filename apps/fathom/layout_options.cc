@@ -5,7 +5,8 @@
 
 namespace fathom {
 
-RankGroups rank_groups(const dist::Group& ranks, const config::Options& options) {
+RankGroups rank_groups(const dist::Group& ranks, const config::Options& options,
+                       const ModelConfig& model) {
   const config::ParallelOptions& o = options.parallel;
   const config::Derived derived = config::derive(options);
   const bool has_fp8_blocks = derived.train_precision == Precision::kParityFp8 ||
@@ -16,7 +17,12 @@ RankGroups rank_groups(const dist::Group& ranks, const config::Options& options)
   shape.ep = static_cast<int>(o.expert_model_parallel_size);
   shape.etp = static_cast<int>(o.expert_tensor_parallel_size);
   shape.pp = static_cast<int>(o.pipeline_model_parallel_size);
-  return RankGroups(ranks, shape, o.sequence_parallel, has_fp8_blocks ? 128 : 16);
+  RankGroups groups(ranks, shape, o.sequence_parallel, has_fp8_blocks ? 128 : 16);
+  if (shape.pp > 1) {
+    groups.set_stages(model, o.decoder_first_pipeline_num_layers,
+                      o.decoder_last_pipeline_num_layers);
+  }
+  return groups;
 }
 
 }  // namespace fathom

@@ -7,7 +7,8 @@
 
 namespace fathom {
 
-/// Errors: ConfigError when the sizes do not divide the number of ranks.
-RankGroups rank_groups(const dist::Group& ranks, const config::Options& options);
+/// Errors: ConfigError when the sizes do not divide the number of ranks, or stages the layers.
+RankGroups rank_groups(const dist::Group& ranks, const config::Options& options,
+                       const ModelConfig& model);
 
 }  // namespace fathom

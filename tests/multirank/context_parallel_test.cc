@@ -54,8 +54,8 @@ Tensor run_head(const ExecContext& ctx, Weights& w, const Case& c, Collapse&& to
   const Tensor hidden = to_hidden(c.rows);
   const Tensor log_prob = log_probs(ctx, w, hidden, c.targets, 0.9f);
   log_probs_of->assign(log_prob.f32(), log_prob.f32() + log_prob.numel());
-  return backward(c.rows, log_probs_backward(ctx, w, hidden, c.targets, 0.9f,
-                                             c.dlog_probs.data(), nullptr));
+  return backward(
+      c.rows, log_probs_backward(ctx, w, hidden, c.targets, 0.9f, c.dlog_probs.data(), nullptr));
 }
 
 Outcome run(const ExecContext& ctx, Weights& w, const Case& given) {

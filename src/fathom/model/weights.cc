@@ -281,6 +281,10 @@ Weights make_weights(const ModelConfig& config, bool with_mtp, const Layout& lay
   return w;
 }
 
+bool is_embedding_copy(const Weights& weights, const Parameter& p) {
+  return !weights.layout.is_first_stage && p.name == weights.embed.name;
+}
+
 void set_precision(const ExecContext& ctx, Weights* weights, Precision precision) {
   const ModelConfig& c = weights->config;
   const bool is_power_of_two = (c.index_head_dim & (c.index_head_dim - 1)) == 0;

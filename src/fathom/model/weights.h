@@ -83,6 +83,9 @@ struct Weights {
 /// Errors: ConfigError when the layout does not fit the model.
 Weights make_weights(const ModelConfig& config, bool with_mtp = true, const Layout& layout = {});
 
+/// Whether p is the last stage's own copy of the embedding, which mtp reads: another stage trains it.
+bool is_embedding_copy(const Weights& weights, const Parameter& p);
+
 /// One rank's part of a model that is here as a whole, on the host, in fp32.
 Weights shard_weights(const Weights& whole, const Layout& layout);
 

@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "fathom/parallel/stages.h"
+
 namespace fathom {
 
 RankGroups::RankGroups(dist::Group all)
@@ -22,6 +24,7 @@ RankGroups::RankGroups(const dist::Group& all, const dist::MeshShape& mesh_shape
   dp = group(dist::Axis::kDp);
   dp_cp = group(dist::Axis::kDpCp);
   expert_dp = group(dist::Axis::kExpertDp);
+  stages = group(dist::Axis::kPp);
   layout.tp = group(dist::Axis::kTp);
   layout.cp = group(dist::Axis::kCp);
   layout.ep = group(dist::Axis::kEp);
@@ -47,6 +50,17 @@ Layout RankGroups::engine_layout() const {
   out.cp = dist::Group();
   out.sequence_parallel = false;
   return out;
+}
+
+void RankGroups::set_stages(const ModelConfig& config, std::optional<int64_t> first,
+                            std::optional<int64_t> last) {
+  const int stage = stages.rank();
+  const LayerRange layers =
+      stage_layers(config, stages.size(), first, last)[static_cast<size_t>(stage)];
+  layout.first_layer = layers.begin;
+  layout.num_layers = layers.size();
+  layout.is_first_stage = stage == 0;
+  layout.is_last_stage = stage == stages.size() - 1;
 }
 
 bool is_routed_expert(const Parameter& p) { return p.name.find(".experts.") != std::string::npos; }

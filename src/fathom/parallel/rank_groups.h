@@ -1,6 +1,13 @@
 // The groups of one rank: who computes with it, and who has the same parameters.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
 #include "fathom/dist/group.h"
 #include "fathom/dist/mesh.h"
 #include "fathom/model/config.h"
@@ -18,12 +25,13 @@ struct RankGroups {
   // Engines on the trainer's shards: the ranks of a tp and of an ep run one engine, all with the
   // same requests in step. One rank of each engine, this one among them: they share the requests.
   dist::Group engines;
-  Layout layout;  // for make_weights()
+  dist::Group stages;  // share the layers, in order
+  Layout layout;       // for make_weights()
 
   RankGroups() = default;  // one rank
   /// Ranks that have the whole model each and share the samples.
   RankGroups(dist::Group all);
-  /// @param all of `shape.size()` ranks. Layers of pipeline stages are the caller's to fill in.
+  /// @param all of `shape.size()` ranks. With several stages set_stages() follows.
   RankGroups(const dist::Group& all, const dist::MeshShape& shape, bool sequence_parallel,
              int64_t part_multiple);
 
@@ -34,6 +42,14 @@ struct RankGroups {
   /// The layout in which an engine reads the trainer's weights: its forwards have states, so rows
   /// are shared neither over cp nor by sequence parallelism.
   Layout engine_layout() const;
+  /// Which layers this rank's stage has. @param first, last how many the first and the last one
+  /// have. Errors: ConfigError when a stage would have none (parallel/stages.h).
+  void set_stages(const ModelConfig& config, std::optional<int64_t> first = std::nullopt,
+                  std::optional<int64_t> last = std::nullopt);
+  /// What the last stage has, on all stages.
+  template <typename T>
+  std::vector<T> from_last_stage(std::vector<T> values) const;
+
   /// Those that have the same part of the parameter and sum its gradient.
   const dist::Group& replicas(const Parameter& p) const;
   /// Whether this rank stands for its part where each is counted once: in norms and in checkpoints.
@@ -44,5 +60,17 @@ struct RankGroups {
 };
 
 bool is_routed_expert(const Parameter& p);
+
+template <typename T>
+std::vector<T> RankGroups::from_last_stage(std::vector<T> values) const {
+  static_assert(std::is_trivially_copyable_v<T>);
+  if (stages.size() == 1) return values;
+  const std::string bytes = stages.broadcast(
+      std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)),
+      stages.size() - 1);
+  values.resize(bytes.size() / sizeof(T));
+  if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
 
 }  // namespace fathom

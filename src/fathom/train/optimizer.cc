@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 
+#include "fathom/base/device.h"
 #include "fathom/base/error.h"
 #include "fathom/kernels/adam/adam.h"
 #include "fathom/parallel/data_parallel.h"
@@ -43,8 +44,14 @@ Tensor whole_gradient(const Parameter& p, const dist::Group& members) {
 Optimizer::Optimizer(Weights& weights, const OptimizerOptions& options,
                      const std::function<bool(const Parameter&)>& is_trained, RankGroups groups)
     : options_(options), groups_(std::move(groups)) {
+  const Layout& layout = weights.layout;
+  const std::vector<int> has_copy = groups_.stages.concatenate(
+      std::vector<int>{layout.is_last_stage && !weights.embed.name.empty() ? 1 : 0});
+  if ((layout.is_first_stage || layout.is_last_stage) && has_copy.back() == 1) {
+    embedding_ = &weights.embed;
+  }
   for (Parameter* p : parameters_by_name(weights)) {
-    if (!p->has_gradient || !is_trained(*p)) continue;
+    if (!p->has_gradient || !is_trained(*p) || is_embedding_copy(weights, *p)) continue;
     p->alloc_grad();
     parameters_.push_back(p);
   }
@@ -116,6 +123,22 @@ Optimizer::SquaredNorms Optimizer::squared_grad_norms(const ExecContext& ctx) co
   return sums;
 }
 
+/// The last stage's copy, which MTP reads, becomes what the first stage has made of it.
+void Optimizer::share_embedding() {
+  const dist::Group& stages = groups_.stages;
+  if (stages.size() == 1 || embedding_ == nullptr) return;
+  Parameter& embed = *embedding_;
+  Tensor master = embed.master.to_host();
+  if (stages.rank() == 0) {
+    stages.send(stages.size() - 1, master.bytes(), master.num_bytes());
+    return;
+  }
+  stages.receive(0, master.bytes(), master.num_bytes());
+  upload_memory(embed.device, embed.master.bytes(), master.bytes(),
+                static_cast<size_t>(master.num_bytes()));
+  embed.refresh();
+}
+
 double Optimizer::step(const ExecContext& ctx, double lr) {
   sum_gradients(groups_, parameters_, owners_);
   const SquaredNorms squares = squared_grad_norms(ctx);
@@ -152,6 +175,7 @@ double Optimizer::step(const ExecContext& ctx, double lr) {
                                 moments_[static_cast<size_t>(i)].parameter->refresh();
                               }
                             });
+  share_embedding();
   zero_grad();
   return norm;
 }

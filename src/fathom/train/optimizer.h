@@ -59,6 +59,7 @@ class Optimizer {
   bool is_mine(size_t i) const { return owners_[i] == groups_.replicas(*parameters_[i]).rank(); }
   bool is_counted(size_t i) const;
   void agree_on_names();
+  void share_embedding();
   struct SquaredNorms {
     double main = 0.0, mtp = 0.0;
   };
@@ -66,6 +67,7 @@ class Optimizer {
 
   OptimizerOptions options_;
   RankGroups groups_;
+  Parameter* embedding_ = nullptr;  // where the last stage has a copy: its, and the first stage's
   std::vector<Parameter*> parameters_;  // trained, sorted by name
   std::vector<int> owners_;             // by parameter: the member that keeps its moments
   std::vector<AdamMoments> moments_;    // likewise

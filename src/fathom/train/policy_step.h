@@ -41,9 +41,10 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const RankGroups& groups = {});
 
 /// Forward only: log-probs of the response tokens of each sample at the temperature, as the trainer
-/// computes them. For the metric of a step without gradients and for checks.
+/// computes them. For the metric of a step without gradients and for checks. The ranks of all
+/// stages call it with the same samples, and all get the result.
 std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weights& weights,
                                               const std::vector<const Sample*>& samples,
-                                              double temperature);
+                                              double temperature, const RankGroups& groups = {});
 
 }  // namespace fathom
