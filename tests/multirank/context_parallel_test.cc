@@ -7,7 +7,7 @@
 
 #include "fathom/dist/local_ranks.h"
 #include "fathom/model/forward.h"
-#include "tests/integration/tiny_model.h"
+#include "tests/multirank/layouts.h"
 
 namespace fathom {
 namespace {
@@ -113,7 +113,9 @@ std::vector<std::vector<Outcome>> run_on(int cp, Precision precision,
   const auto errors = dist::run_local_ranks(cp, [&](dist::World& world) {
     ThreadPool pool(1);
     const ExecContext ctx = {&pool, detect_cpu_isa()};
-    Weights w = make_tiny_weights(3, precision);
+    Weights w = make_tiny_weights(3);
+    roughen_vectors(&w);
+    set_precision(ctx, &w, precision);
     w.layout.cp = world.everyone();
     for (const Lengths& lengths : batches) {
       outcomes[static_cast<size_t>(world.rank())].push_back(
