@@ -232,6 +232,7 @@ struct CheckpointOptions {
 struct DebugOptions {
   bool debug_rollout_only = false;
   std::optional<int64_t> debug_exit_after_rollout;  // stop after that many rollouts
+  std::optional<int64_t> trace_rollouts;            // write a trace of that many rollouts
 };
 
 /// score, generate, tokenize and other one-off commands.

@@ -220,6 +220,12 @@ void describe_checkpoint(OptionTable& table, Options& options) {
            "stop after so many steps, leaving the run unfinished")
       .at_least(1)
       .not_hashed();
+  table
+      .add("trace-rollouts", &d.trace_rollouts,
+           "write where the time of the first steps goes, of all ranks, to trace.json in the run's "
+           "directory, for ui.perfetto.dev")
+      .at_least(1)
+      .not_hashed();
 }
 
 }  // namespace
