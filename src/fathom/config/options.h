@@ -33,6 +33,8 @@ enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
 enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
+enum class BenchMode { kForward, kTrain, kDecode };
+enum class Recompute { kNone, kLayer };
 
 /// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
@@ -235,6 +237,15 @@ struct DebugOptions {
   std::optional<int64_t> trace_rollouts;            // write a trace of that many rollouts
 };
 
+/// bench: a model on random weights.
+struct BenchOptions {
+  std::optional<std::string> model;
+  BenchMode mode = BenchMode::kForward;
+  int64_t tokens = 4096, batch = 1, repetitions = 5;
+  Recompute recompute = Recompute::kLayer;
+  std::optional<double> peak_tflops, peak_gb_per_s;
+};
+
 /// score, generate, tokenize and other one-off commands.
 struct ToolOptions {
   std::optional<std::string> input, output;
@@ -348,6 +359,7 @@ struct Options {
   CheckpointOptions checkpoint;
   DebugOptions debug;
   ToolOptions tool;
+  BenchOptions bench;
   ConvertOptions convert;
   SftOptions sft;
   ServeOptions serve;

@@ -85,7 +85,7 @@ void describe_batches(OptionTable& table, Options& options) {
   table.group("Training step", kPipeline);
   table.add("seed", &o.seed, "seed of what is random and has no seed of its own")
       .at_least(0)
-      .for_commands(trains | set_of(Command::kGenerate));
+      .for_commands(trains | set_of(Command::kGenerate, Command::kBench));
   table
       .add("global-batch-size", &o.global_batch_size,
            "samples of an optimizer step; unset: a rollout's samples / --num-steps-per-rollout")
