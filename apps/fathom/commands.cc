@@ -12,6 +12,7 @@ RunCommand find_run_command(config::Command command) {
       {config::Command::kPrepareSpmd, run_pipeline},
       {config::Command::kPrepareCp, run_pipeline},
       {config::Command::kTrain, run_pipeline},
+      {config::Command::kBench, run_bench},
       {config::Command::kDownload, run_download},
       {config::Command::kEval, run_eval},
       {config::Command::kExportHf, run_export_hf},

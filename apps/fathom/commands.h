@@ -11,6 +11,7 @@ namespace fathom {
 /// @return exit code, 0 when done. Errors are thrown: ConfigError ends with 2, all others with 1.
 using RunCommand = int (*)(const config::ParsedCommand& command);
 
+int run_bench(const config::ParsedCommand& command);
 int run_download(const config::ParsedCommand& command);
 int run_eval(const config::ParsedCommand& command);
 int run_export_hf(const config::ParsedCommand& command);

@@ -24,6 +24,7 @@ enum class Command {
   kInspect,
   kDownload,
   kServe,
+  kBench,
 };
 
 struct CommandInfo {

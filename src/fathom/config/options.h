@@ -33,6 +33,8 @@ enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
 enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
+enum class BenchMode { kForward, kTrain, kDecode };
+enum class Recompute { kNone, kLayer };
 
 /// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
@@ -232,6 +234,16 @@ struct CheckpointOptions {
 struct DebugOptions {
   bool debug_rollout_only = false;
   std::optional<int64_t> debug_exit_after_rollout;  // stop after that many rollouts
+  std::optional<int64_t> trace_rollouts;            // write a trace of that many rollouts
+};
+
+/// bench: a model on random weights.
+struct BenchOptions {
+  std::optional<std::string> model;
+  BenchMode mode = BenchMode::kForward;
+  int64_t tokens = 4096, batch = 1, repetitions = 5;
+  Recompute recompute = Recompute::kLayer;
+  std::optional<double> peak_tflops, peak_gb_per_s;
 };
 
 /// score, generate, tokenize and other one-off commands.
@@ -347,6 +359,7 @@ struct Options {
   CheckpointOptions checkpoint;
   DebugOptions debug;
   ToolOptions tool;
+  BenchOptions bench;
   ConvertOptions convert;
   SftOptions sft;
   ServeOptions serve;

@@ -55,7 +55,8 @@ std::string help_of(const Option& row, Command command) {
     text += built.empty() ? " [not built]" : str_cat(" [built: ", built, "]");
   }
   if (!row.no_effect.empty()) text += " [no effect]";
-  text += str_cat(" [env", kGlue, "var:", kGlue, environment_name(row.name), "]");
+  if (row.in_environment)
+    text += str_cat(" [env", kGlue, "var:", kGlue, environment_name(row.name), "]");
   return head + "\n" + wrapped(text, "      ");
 }
 

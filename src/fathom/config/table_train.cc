@@ -85,7 +85,7 @@ void describe_batches(OptionTable& table, Options& options) {
   table.group("Training step", kPipeline);
   table.add("seed", &o.seed, "seed of what is random and has no seed of its own")
       .at_least(0)
-      .for_commands(trains | set_of(Command::kGenerate));
+      .for_commands(trains | set_of(Command::kGenerate, Command::kBench));
   table
       .add("global-batch-size", &o.global_batch_size,
            "samples of an optimizer step; unset: a rollout's samples / --num-steps-per-rollout")
@@ -218,6 +218,12 @@ void describe_checkpoint(OptionTable& table, Options& options) {
   table
       .add("debug-exit-after-rollout", &d.debug_exit_after_rollout,
            "stop after so many steps, leaving the run unfinished")
+      .at_least(1)
+      .not_hashed();
+  table
+      .add("trace-rollouts", &d.trace_rollouts,
+           "write where the time of the first steps goes, of all ranks, to trace.json in the run's "
+           "directory, for ui.perfetto.dev")
       .at_least(1)
       .not_hashed();
 }
