@@ -22,6 +22,7 @@ RunCommand find_run_command(config::Command command) {
       {config::Command::kSft, run_sft},
       {config::Command::kTokenize, run_tokenize},
       {config::Command::kInspect, run_inspect},
+      {config::Command::kPlan, run_plan},
   };
   for (const auto& [known, run] : kCommands)
     if (known == command) return run;

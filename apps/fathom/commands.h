@@ -18,6 +18,8 @@ int run_export_hf(const config::ParsedCommand& command);
 int run_generate(const config::ParsedCommand& command);
 int run_inspect(const config::ParsedCommand& command);
 int run_pipeline(const config::ParsedCommand& command);  // full-train and its stages
+int run_plan(const config::ParsedCommand& command);
+int run_dry(const config::ParsedCommand& command);  // train --dry-run
 int run_score(const config::ParsedCommand& command);
 int run_serve(const config::ParsedCommand& command);
 int run_sft(const config::ParsedCommand& command);

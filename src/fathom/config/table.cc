@@ -200,6 +200,7 @@ std::string environment_name(const std::string& option_name) {
 OptionTable::OptionTable(Options& options) {
   describe_launch_options(*this, options);
   describe_bench_options(*this, options);
+  describe_plan_options(*this, options);
   describe_hub_options(*this, options);
   describe_rollout_options(*this, options);
   describe_train_options(*this, options);

@@ -10,6 +10,7 @@ void describe_bench_options(OptionTable& table, Options& options) {
       .add("model", &o.model,
            "v4flash, v4pro, v4flash-4layer, v4flash-4layer-64e, a config.json or a directory with "
            "one; weights are random")
+      .for_commands(set_of(Command::kBench, Command::kPlan))
       .required_for(set_of(Command::kBench));
   table
       .add_choice<BenchMode>("mode", &o.mode,

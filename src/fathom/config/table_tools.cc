@@ -26,7 +26,7 @@ void describe_files(OptionTable& table, Options& options) {
   table.add("verify", &o.verify,
             "read every byte: checksums, and hashes of downloads where they are known");
   table.add("json", &o.json, "print JSON, in inspect with every tensor, in place of a table")
-      .for_commands(set_of(Command::kInspect, Command::kBench));
+      .for_commands(set_of(Command::kInspect, Command::kBench, Command::kPlan));
 }
 
 void describe_score_and_generate(OptionTable& table, Options& options) {

@@ -97,18 +97,23 @@ void describe_batches(OptionTable& table, Options& options) {
       .at_least(1);
   table
       .add("micro-batch-size", &o.micro_batch_size,
-           "samples computed at a time; they are packed up to --max-tokens-per-gpu instead")
+           "samples computed at a time; unset: as many as --max-tokens-per-gpu takes. Results do "
+           "not depend on it")
       .at_least(1)
-      .without_effect(
-          "samples are packed up to --max-tokens-per-gpu tokens, and where they are "
-          "cut changes no bits.")
       .not_hashed();
   table
       .add("max-tokens-per-gpu", &o.max_tokens_per_gpu,
-           "tokens packed into a micro-batch; unset: 8192. Results do not depend on it")
+           "tokens packed into a micro-batch, of a longer sample that alone; unset: 8192. Results "
+           "do not depend on it")
       .at_least(1)
       .for_commands(trains)
       .not_hashed();
+  table
+      .add("use-dynamic-batch-size", &o.use_dynamic_batch_size,
+           "fill micro-batches up to --max-tokens-per-gpu, whatever --micro-batch-size says")
+      .not_hashed();
+  table.add("balance-data", &o.balance_data,
+            "deal samples to data-parallel ranks by their tokens, in place of runs of neighbours");
   table
       .add_choice<QkvFormat>("qkv-format", &o.qkv_format,
                              {{"thd", QkvFormat::kThd}, {"bshd", QkvFormat::kBshd}},
@@ -139,7 +144,8 @@ void describe_layout(OptionTable& table, Options& options) {
     table.add(name, field, help)
         .at_least(1)
         .built_only({"1"}, one_rank)
-        .all_values_for(all_values_for);
+        .all_values_for(all_values_for)
+        .planned();
   };
   size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product",
        converts);
@@ -152,26 +158,29 @@ void describe_layout(OptionTable& table, Options& options) {
   size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert",
        converts);
   table.add("sequence-parallel", &o.sequence_parallel, "split norms over the tensor parallel ranks")
-      .built_only({"false"}, one_rank);
+      .built_only({"false"}, one_rank)
+      .planned();
   table
       .add("decoder-first-pipeline-num-layers", &o.decoder_first_pipeline_num_layers,
            "layers of the first pipeline stage")
       .at_least(1)
       .built_only({}, one_rank)
-      .all_values_for(converts);
+      .all_values_for(converts)
+      .planned();
   table
       .add("decoder-last-pipeline-num-layers", &o.decoder_last_pipeline_num_layers,
            "layers of the last pipeline stage")
       .at_least(1)
       .built_only({}, one_rank)
-      .all_values_for(converts);
+      .all_values_for(converts)
+      .planned();
   table
       .add(
           "make-vocab-size-divisible-by", &o.make_vocab_size_divisible_by,
           "ranks share a vocabulary that is padded to a multiple of this times the tensor parallel "
           "size; the padding is not stored")
       .at_least(1)
-      .for_commands(converts)
+      .for_commands(kPipeline)
       .not_hashed();
 }
 
