@@ -22,8 +22,11 @@ struct RankGroups {
   dist::Group dp;         // share the samples
   dist::Group dp_cp;      // have the same parts of the dense parameters
   dist::Group expert_dp;  // have the same parts of the same experts
-  dist::Group stages;     // share the layers, in order
-  Layout layout;          // for make_weights()
+  // Engines on the trainer's shards: the ranks of a tp and of an ep run one engine, all with the
+  // same requests in step. One rank of each engine, this one among them: they share the requests.
+  dist::Group engines;
+  dist::Group stages;  // share the layers, in order
+  Layout layout;       // for make_weights()
 
   RankGroups() = default;  // one rank
   /// Ranks that have the whole model each and share the samples.
@@ -32,6 +35,13 @@ struct RankGroups {
   RankGroups(const dist::Group& all, const dist::MeshShape& shape, bool sequence_parallel,
              int64_t part_multiple);
 
+  /// Whether this rank has every parameter whole.
+  bool has_whole_model() const {
+    return shape.tp == 1 && shape.ep == 1 && shape.etp == 1 && shape.pp == 1;
+  }
+  /// The layout in which an engine reads the trainer's weights: its forwards have states, so rows
+  /// are shared neither over cp nor by sequence parallelism.
+  Layout engine_layout() const;
   /// Which layers this rank's stage has. @param first, last how many the first and the last one
   /// have. Errors: ConfigError when a stage would have none (parallel/stages.h).
   void set_stages(const ModelConfig& config, std::optional<int64_t> first = std::nullopt,
