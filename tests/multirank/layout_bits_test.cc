@@ -10,8 +10,8 @@
 
 #include "fathom/base/hash.h"
 #include "fathom/dist/local_ranks.h"
-#include "fathom/model/shard.h"
 #include "fathom/parallel/model_parts.h"
+#include "fathom/parallel/shard_rules.h"
 #include "fathom/train/optimizer.h"
 #include "fathom/train/score.h"
 #include "tests/integration/tiny_model.h"
@@ -149,6 +149,11 @@ double relative_difference(const Tensor& a, const Tensor& b) {
   return norm == 0.0 ? std::sqrt(difference) : std::sqrt(difference / norm);
 }
 
+std::string hash_of(const Tensor& t) {
+  return sha256_hex(std::string_view(reinterpret_cast<const char*>(t.bytes()),
+                                     static_cast<size_t>(t.num_bytes())));
+}
+
 bool same_bits(const Tensor& a, const Tensor& b) {
   return std::memcmp(a.bytes(), b.bytes(), static_cast<size_t>(a.num_bytes())) == 0;
 }
@@ -174,6 +179,8 @@ const Case kLayouts[] = {
     {"WideTp8", {.tp = 8}, false, Model::kWide},
     {"WideTp8SpEp2Etp4", {.tp = 8, .ep = 2, .etp = 4}, true, Model::kWide},
 };
+
+constexpr int kNumTiny = 15;  // the tiny ones stand first
 
 class Layouts : public ::testing::TestWithParam<std::tuple<Case, Precision>> {};
 
@@ -211,6 +218,112 @@ TEST_P(Layouts, ForwardHasTheBitsOfOneRankAndGradientsItsValues) {
   }
   RecordProperty("worst_gradient_difference", str_cat(worst));
   RecordProperty("gradients_with_equal_bits", str_cat(num_equal, " of ", num_gradients));
+}
+
+/// The model's rules and those that plan, checkpoints and conversions ask are the same.
+TEST(Shards, AreThoseOfTheShardRules) {
+  for (const Case& c : kLayouts) {
+    for (const Precision precision : {Precision::kFp32, Precision::kParityFp8}) {
+      const ModelConfig config = config_of(c.model);
+      run_ranks(c, [&](const ExecContext&, dist::World& world) {
+        const RankGroups groups(world.everyone(), c.mesh, c.sequence_parallel,
+                                precision == Precision::kParityFp8 ? 128 : 16);
+        const Weights mine = make_weights(config, true, groups.layout);
+        std::map<std::string, const Parameter*> by_name;
+        for_each_parameter(mine, [&](const Parameter& p) { by_name[p.name] = &p; });
+        const ShardLayout layout{.mesh = groups.shape, .precision = precision};
+        const Weights whole = make_weights(config);
+        for_each_parameter(whole, [&](const Parameter& p) {
+          const Shard shard = shard_of(config, layout, world.rank(), p.name, p.shape);
+          FATHOM_ASSERT(shard.held == by_name.contains(p.name), p.name);
+          if (!shard.held) return;
+          const Parameter& held = *by_name.at(p.name);
+          FATHOM_ASSERT(held.shape == shard.shape(p.shape) && held.is_sharded() == !shard.whole(),
+                        p.name, shape_to_string(held.shape));
+          FATHOM_ASSERT(
+              shard.whole() || (held.shard_axis == shard.axis && held.shard_begin == shard.begin),
+              p.name);
+          FATHOM_ASSERT((shard.replica == 0) == groups.is_first_replica(held), p.name);
+        });
+      });
+    }
+  }
+}
+
+TEST(Shards, AreDrawnAsOneRankWouldDrawThem) {
+  Weights whole = make_weights(config_of(Model::kTiny));
+  init_random_weights(whole, 11);
+  run_ranks(kLayouts[13], [&](const ExecContext&, dist::World& world) {
+    const RankGroups groups(world.everyone(), kLayouts[13].mesh, true, 16);
+    Weights drawn = make_weights(whole.config, true, groups.layout);
+    init_random_weights(drawn, 11);
+    FATHOM_ASSERT(same_masters(drawn, shard_weights(whole, groups.layout)));
+    const Weights together = gather_weights(groups, drawn);
+    FATHOM_ASSERT(world.rank() != 0 || same_masters(together, whole));
+  });
+}
+
+/// Three steps of the optimizer, with the MTP block.
+struct Trained {
+  std::vector<double> losses, norms;
+  std::string masters;  // hash of the whole model's
+};
+
+Trained train_on(const Case& c) {
+  Trained result;
+  run_ranks(c, [&](const ExecContext& ctx, dist::World& world) {
+    RankModel rank = make_rank_model(ctx, world, c, Precision::kFp32);
+    Optimizer optimizer(
+        rank.weights, {}, [](const Parameter&) { return true; }, rank.groups);
+    std::vector<SupervisedExample> examples;
+    for (const auto& ids : some_sequences(c.model)) {
+      if (ids.size() >= 2) examples.push_back({ids, 1});
+    }
+    for (int step = 0; step < 3; ++step) {
+      const SupervisedMetrics m = supervised_forward_backward(
+          ctx, rank.weights, examples, {.max_tokens_per_micro_batch = 64}, rank.groups);
+      const double norm = optimizer.step(ctx, 1e-3);
+      if (world.rank() != 0) continue;
+      result.losses.insert(result.losses.end(), {m.loss, m.mtp_loss});
+      result.norms.push_back(norm);
+    }
+    // Ranks that have the same part have the same bits.
+    for_each_parameter(rank.weights, [&](Parameter& p) {
+      const dist::Group& replicas = rank.groups.replicas(p);
+      for (const std::string& hash : replicas.all_gather(hash_of(p.master))) {
+        FATHOM_ASSERT(hash == hash_of(p.master), p.name);
+      }
+      if (p.is_sharded() || is_routed_expert(p)) return;
+      for (const std::string& hash : rank.groups.layout.tp.all_gather(hash_of(p.master))) {
+        FATHOM_ASSERT(hash == hash_of(p.master), p.name);
+      }
+    });
+    std::string bytes;
+    const Weights whole = gather_weights(rank.groups, rank.weights);
+    for_each_parameter(whole, [&](const Parameter& p) {
+      if (p.master.defined()) bytes += hash_of(p.master);
+    });
+    if (world.rank() == 0) result.masters = sha256_hex(bytes);
+  });
+  return result;
+}
+
+class Steps : public ::testing::TestWithParam<Case> {};
+std::string name_of_case(const ::testing::TestParamInfo<Case>& info) { return info.param.name; }
+INSTANTIATE_TEST_SUITE_P(Tiny, Steps, ::testing::ValuesIn(kLayouts, kLayouts + kNumTiny),
+                         name_of_case);
+
+TEST_P(Steps, StayTogetherAndNearOneRank) {
+  static const Trained one = train_on({"One", {}, false});
+  const Trained many = train_on(GetParam()), again = train_on(GetParam());
+  EXPECT_EQ(many.masters, again.masters) << "another run has other bits";
+  ASSERT_EQ(many.losses.size(), one.losses.size());
+  EXPECT_EQ(many.losses[0], one.losses[0]);  // before any update: bit-equal
+  EXPECT_EQ(many.losses[1], one.losses[1]);
+  for (size_t i = 0; i < one.losses.size(); ++i) {
+    EXPECT_NEAR(many.losses[i], one.losses[i], 1e-5 * std::abs(one.losses[i])) << i;
+  }
+  EXPECT_NEAR(many.norms[0], one.norms[0], 1e-6 * one.norms[0]);
 }
 
 }  // namespace

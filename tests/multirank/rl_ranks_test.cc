@@ -7,7 +7,7 @@
 #include "fathom/base/file.h"
 #include "fathom/dist/local_ranks.h"
 #include "fathom/rl/rl_run.h"
-#include "tests/integration/tiny_model.h"
+#include "tests/multirank/layouts.h"
 
 namespace fathom {
 namespace {
@@ -40,6 +40,21 @@ std::string fresh_directory(const std::string& name) {
   const std::string path = ::testing::TempDir() + "fathom_rl_ranks_" + name;
   std::filesystem::remove_all(path);
   return path;
+}
+
+/// A run on ranks that share the model too.
+void run_on(const TestLayout& layout, const config::Options& options, const std::string& path) {
+  const Tokenizer tokenizer = Tokenizer::load(source_path("configs/tiny/tokenizer"));
+  const Weights whole = make_tiny_weights(11);
+  expect_all_well(dist::run_local_ranks(layout.num_ranks(), [&](dist::World& world) {
+    ThreadPool pool(1);
+    const ExecContext ctx{&pool, detect_cpu_isa()};
+    const RankGroups groups = groups_of(layout, world, whole.config);
+    Weights w = part_of(whole, groups.layout);
+    config::Options with_layout = options;
+    with_layout.parallel.pipeline_model_parallel_size = layout.pp;
+    RlRun(ctx, &w, tokenizer, with_layout, path, Json::object(), groups).run();
+  }));
 }
 
 /// The weights of each rank at the end.
@@ -91,6 +106,47 @@ TEST(RlRanks, SameAnswersAndNoDifferenceOfLogProbs) {
     }
     const double norm = metric(one, "train/grad_norm")[0];
     EXPECT_NEAR(metric(many, "train/grad_norm")[0], norm, 1e-5 * norm);
+  }
+}
+
+/// Stages and contexts, whose engines have a copy or the trainer's own weights.
+TEST(RlRanks, LayoutsGiveTheAnswersOfOneRank) {
+  const std::string one = fresh_directory("layout_one");
+  run_on(1, small_run(), one);
+  const std::vector<TestLayout> layouts = {
+      {.pp = 2}, {.pp = 2, .dp = 2}, {.cp = 2}, {.pp = 2, .tp = 2}};
+  for (const TestLayout& layout : layouts) {
+    SCOPED_TRACE(layout.text());
+    const std::string many = fresh_directory("layout_" + layout.text());
+    run_on(layout, small_run(), many);
+    EXPECT_EQ(metric(many, "train/train_rollout_logprob_abs_diff"), (std::vector<double>(4, 0.0)));
+    for (const char* name : {"rollout/raw_reward", "rollout/rollout_log_probs", "train/loss",
+                             "train/entropy_loss", "eval/digits"}) {
+      const auto a = metric(one, name), b = metric(many, name);
+      ASSERT_EQ(a.size(), b.size()) << name;
+      ASSERT_FALSE(a.empty()) << name;
+      EXPECT_EQ(a[0], b[0]) << name;
+      if (layout.num_ranks() == layout.pp) EXPECT_EQ(a, b) << name;
+    }
+    const double norm = metric(one, "train/grad_norm")[0];
+    EXPECT_NEAR(metric(many, "train/grad_norm")[0], norm, 1e-5 * norm);
+  }
+}
+
+TEST(RlRanks, ARunGoesOnUnderAnotherLayout) {
+  const std::string whole = fresh_directory("layout_whole"), cut = fresh_directory("layout_cut");
+  run_on(1, small_run(), whole);
+  config::Options stop_early = small_run();
+  stop_early.debug.debug_exit_after_rollout = 2;
+  run_on(TestLayout{.pp = 2}, stop_early, cut);
+  // Stages change no bits: one rank goes on to the weights that it would have had alone.
+  const std::string stages = fresh_directory("layout_stages");
+  std::filesystem::copy(cut, stages, std::filesystem::copy_options::recursive);
+  run_on(1, small_run(), cut);
+  run_on(TestLayout{.pp = 3}, small_run(), stages);
+  for (const char* name : {"train/loss", "train/grad_norm", "rollout/rollout_log_probs"}) {
+    EXPECT_EQ(metric(cut, name), metric(whole, name)) << name;
+    EXPECT_EQ(metric(stages, name), metric(whole, name)) << name;
   }
 }
 

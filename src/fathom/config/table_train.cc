@@ -129,7 +129,6 @@ void describe_batches(OptionTable& table, Options& options) {
 
 void describe_layout(OptionTable& table, Options& options) {
   ParallelOptions& o = options.parallel;
-  const std::string one_rank = "Splitting the layers over ranks is not built yet.";
   table.group("Layout", kPipeline);
   // A conversion writes for any layout; these compute in it.
   const CommandSet converts = set_of(Command::kPrepareSpmd);
@@ -138,12 +137,8 @@ void describe_layout(OptionTable& table, Options& options) {
     table.add(name, field, help).at_least(1).for_commands(kPipeline | computes);
   };
   size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product");
-  table
-      .add("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
-           "ranks that share the layers")
-      .at_least(1)
-      .built_only({"1"}, one_rank)
-      .all_values_for(converts);
+  size("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
+       "ranks that share the layers");
   size("context-parallel-size", &o.context_parallel_size, "ranks that share a sequence");
   size("expert-model-parallel-size", &o.expert_model_parallel_size, "ranks that share the experts");
   size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert");
@@ -155,14 +150,12 @@ void describe_layout(OptionTable& table, Options& options) {
       .add("decoder-first-pipeline-num-layers", &o.decoder_first_pipeline_num_layers,
            "layers of the first pipeline stage")
       .at_least(1)
-      .built_only({}, one_rank)
-      .all_values_for(converts);
+      .for_commands(kPipeline | computes);
   table
       .add("decoder-last-pipeline-num-layers", &o.decoder_last_pipeline_num_layers,
            "layers of the last pipeline stage")
       .at_least(1)
-      .built_only({}, one_rank)
-      .all_values_for(converts);
+      .for_commands(kPipeline | computes);
   table
       .add(
           "make-vocab-size-divisible-by", &o.make_vocab_size_divisible_by,

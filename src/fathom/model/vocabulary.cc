@@ -301,7 +301,7 @@ Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidd
                           .dw_panels = w.head.grad_or_null()};
   if (w.head.is_sharded()) {
     log_prob_shard_bwd(ctx, bwd, own_shard(w));
-    w.layout.tp.sum(dhidden.f32(), dhidden.numel());
+    w.layout.tp.sum(dhidden.f32(), dhidden.numel(), dist::SumOrder::kTree);
   } else {
     log_prob_bwd(ctx, bwd);
   }

@@ -1,5 +1,6 @@
 #include "fathom/parallel/model_parts.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <utility>
@@ -87,6 +88,25 @@ void gather_parameters(const RankGroups& groups, const Weights& weights,
                   " elements");
     visit(p, values);
   }
+}
+
+Weights gather_weights(const RankGroups& groups, const Weights& weights) {
+  Weights whole = make_weights(weights.config, !weights.mtp.empty() || groups.shape.pp > 1);
+  std::map<std::string, Parameter*> by_name;
+  for_each_parameter(whole, [&](Parameter& p) { by_name[p.name] = &p; });
+  gather_parameters(
+      groups, weights, [](const Parameter&) { return true; },
+      [](const Parameter& p) { return p.master; },
+      [&](const Parameter& p, const Tensor& values) {
+        Parameter& to = *by_name.at(p.name);
+        to.alloc();
+        if (p.kind == ParameterKind::kTable) {
+          std::copy_n(values.i32(), values.numel(), to.master.i32());
+        } else {
+          to.set_row_major(values.f32());
+        }
+      });
+  return whole;
 }
 
 }  // namespace fathom

@@ -22,4 +22,7 @@ void gather_parameters(const RankGroups& groups, const Weights& weights,
                        const std::function<Tensor(const Parameter&)>& value_of,
                        const std::function<void(const Parameter&, const Tensor&)>& visit);
 
+/// The whole model on rank 0, on the host, in fp32; without memory on the others.
+Weights gather_weights(const RankGroups& groups, const Weights& weights);
+
 }  // namespace fathom

@@ -1,12 +1,16 @@
 #include "fathom/parallel/rank_groups.h"
 
+#include <numeric>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "fathom/parallel/stages.h"
 
 namespace fathom {
 
-RankGroups::RankGroups(dist::Group all) : everyone(all), dp(all), dp_cp(all), expert_dp(all) {
+RankGroups::RankGroups(dist::Group all)
+    : everyone(all), dp(all), dp_cp(all), expert_dp(all), engines(all) {
   shape.dp = all.size();
 }
 
@@ -30,6 +34,13 @@ RankGroups::RankGroups(const dist::Group& all, const dist::MeshShape& mesh_shape
     for (int rank : mesh.ranks(at, dist::Axis::kEtp)) experts.push_back(rank);
   }
   layout.experts = all.subset(experts);
+  const int together = std::lcm(shape.tp, shape.ep * shape.etp);
+  const int stage = shape.tp * shape.cp * shape.dp;
+  std::vector<int> one_of_each;
+  for (int rank = all.rank() % together; rank < stage; rank += together) {
+    one_of_each.push_back(all.rank() / stage * stage + rank);
+  }
+  engines = all.subset(one_of_each);
   layout.sequence_parallel = sequence_parallel && shape.tp > 1;
   layout.part_multiple = part_multiple;
 }
@@ -43,6 +54,13 @@ void RankGroups::set_stages(const ModelConfig& config, std::optional<int64_t> fi
   layout.num_layers = layers.size();
   layout.is_first_stage = stage == 0;
   layout.is_last_stage = stage == stages.size() - 1;
+}
+
+Layout RankGroups::engine_layout() const {
+  Layout out = layout;
+  out.cp = dist::Group();
+  out.sequence_parallel = false;
+  return out;
 }
 
 bool is_routed_expert(const Parameter& p) { return p.name.find(".experts.") != std::string::npos; }

@@ -22,8 +22,11 @@ struct RankGroups {
   dist::Group dp;         // share the samples
   dist::Group dp_cp;      // have the same parts of the dense parameters
   dist::Group expert_dp;  // have the same parts of the same experts
-  dist::Group stages;     // share the layers, in order
-  Layout layout;          // for make_weights()
+  // Engines on the trainer's shards: the ranks of a tp and of an ep run one engine, all with the
+  // same requests in step. One rank of each engine, this one among them: they share the requests.
+  dist::Group engines;
+  dist::Group stages;  // share the layers, in order
+  Layout layout;       // for make_weights()
 
   RankGroups() = default;  // one rank
   /// Ranks that have the whole model each and share the samples.
@@ -40,6 +43,13 @@ struct RankGroups {
   template <typename T>
   std::vector<T> from_last_stage(std::vector<T> values) const;
 
+  /// Whether this rank has every parameter whole.
+  bool has_whole_model() const {
+    return shape.tp == 1 && shape.ep == 1 && shape.etp == 1 && shape.pp == 1;
+  }
+  /// The layout in which an engine reads the trainer's weights: its forwards have states, so rows
+  /// are shared neither over cp nor by sequence parallelism.
+  Layout engine_layout() const;
   /// Those that have the same part of the parameter and sum its gradient.
   const dist::Group& replicas(const Parameter& p) const;
   /// Whether this rank stands for its part where each is counted once: in norms and in checkpoints.

@@ -12,9 +12,9 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/config/options.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/weights.h"
 #include "fathom/observe/metrics.h"
+#include "fathom/parallel/rank_groups.h"
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rollout_collector.h"
 #include "fathom/rl/run_directory.h"
@@ -22,6 +22,7 @@
 #include "fathom/train/lr_schedule.h"
 #include "fathom/train/optimizer.h"
 #include "fathom/train/policy_step.h"
+#include "fathom/weight_sync/engine_copy.h"
 
 namespace fathom {
 
@@ -36,13 +37,13 @@ class RlRun {
   /// @param weights the model; changed by training, read by the engine. Outlives the run. Put into
   /// the precision that the options give the trainer.
   /// @param run_path {save-dir}/{run-id}; @param config the resolved options, saved there.
-  /// @param ranks who run it together: they share answers, samples and optimizer state, and the
-  /// first of them writes.
+  /// @param groups who run it together: they share answers, samples, optimizer state and the model
+  /// (of which `weights` are this rank's parts), and the first of them writes.
   /// Errors: UserError (data, directory, damaged checkpoint), ConfigError (options that
   /// contradict).
   RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
         const config::Options& options, const std::string& run_path, const Json& config,
-        dist::Group ranks = {});
+        RankGroups groups = {});
   ~RlRun();
 
   /// Runs or resumes to the end. Prints one line a step, the reward curve and answers at the end.
@@ -52,7 +53,14 @@ class RlRun {
 
  private:
   void set_precisions();
-  bool is_fast() const { return !rollout_weights_.layers.empty(); }
+  /// The engine reads what the trainer has now.
+  void sync_engine();
+  const Weights& engine_weights() const {
+    return engine_copy_ ? engine_copy_->weights() : rollout_weights_;
+  }
+  /// Ranks that share the requests: of each engine one.
+  const dist::Group& engines() const { return engine_copy_ ? groups_.everyone : groups_.engines; }
+  bool is_fast() const { return is_fast_; }
   void read_data();
   void resume();
   void run_step(int64_t rollout_id);
@@ -64,12 +72,17 @@ class RlRun {
   void print_summary() const;
   bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
 
-  bool writes() const { return ranks_.rank() == 0; }
+  void save_state(int64_t rollout_id, const Json& scalars);
+  bool writes() const { return groups_.everyone.rank() == 0; }
 
   ExecContext ctx_;
-  dist::Group ranks_;
+  RankGroups groups_;
   Weights* weights_;
-  Weights rollout_weights_;  // the same masters in rollout's precision, where that is another one
+  Weights rollout_weights_;  // the same memory in the engine's layout; with masters of its own form
+                             // where rollout's precision is another one
+  bool is_fast_ = false;
+  std::unique_ptr<EngineCopy> engine_copy_;  // where the engine has a layout of its own
+  bool engine_is_behind_ = true;             // the copy is not what the trainer has
   const Tokenizer& tokenizer_;
   config::Options options_;
   std::string run_path_;

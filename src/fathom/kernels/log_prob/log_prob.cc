@@ -117,6 +117,77 @@ void merge_rows_of(const ExecContext& ctx, const LogProbFwd& p, int64_t chunks, 
   });
 }
 
+/// dhidden of a block of rows: one chain over each eighth of the chunks, eighths added by a
+/// pairwise tree, so that ranks which have whole eighths have subtrees.
+class HiddenParts {
+ public:
+  HiddenParts(const LogProbFwd& f, const VocabularyColumns& shard)
+      : f_(f), columns_(vocab_chunk_size(f.V) * num_chunks_per_part(f.V)) {
+    num_parts_ = std::max<int64_t>(1, (shard.num_columns + columns_ - 1) / columns_);
+    const auto count = static_cast<size_t>(num_parts_ * std::min(kRowBlock, f.R) * f.D);
+    values_.resize(count);
+  }
+
+  void begin_rows(int64_t rows) {
+    rows_ = rows;
+    std::fill_n(values_.begin(), num_parts_ * rows * f_.D, 0.0f);
+  }
+
+  /// Adds the columns [first, first + columns) of the shard. @param dz [rows, columns], the same
+  /// afterwards.
+  void add_block(const ExecContext& ctx, float* dz, int64_t stride, int64_t first,
+                 int64_t columns) {
+    for (int64_t part = first / columns_; part * columns_ < first + columns; ++part) {
+      const int64_t begin = std::max(first, part * columns_);
+      const int64_t end = std::min(first + columns, (part + 1) * columns_);
+      const int64_t on_panel = begin / kPanelRows * kPanelRows;
+      // A part need not start on a panel: zeros leave its chain as it is.
+      std::vector<float> kept;
+      for (int64_t row = 0; row < rows_; ++row) {
+        float* at = dz + row * stride + on_panel - first;
+        kept.insert(kept.end(), at, at + (begin - on_panel));
+        std::fill_n(at, begin - on_panel, 0.0f);
+      }
+      linear_bwd_input(ctx, {.dy = dz + on_panel - first,
+                             .dy_stride = stride,
+                             .w_panels = f_.w_panels + on_panel * f_.D,
+                             .dx = part_begin(part),
+                             .dx_stride = f_.D,
+                             .T = rows_,
+                             .N = end - on_panel,
+                             .K = f_.D,
+                             .accumulate = true});
+      for (int64_t row = 0; row < rows_; ++row) {
+        std::copy_n(kept.begin() + row * (begin - on_panel), begin - on_panel,
+                    dz + row * stride + on_panel - first);
+      }
+    }
+  }
+
+  void sum(const ExecContext& ctx, float* dhidden) {
+    const int64_t n = rows_ * f_.D;
+    ctx.threads->parallel_for(n, 4096, [&](int64_t begin, int64_t end) {
+      for (int64_t step = 1; step < num_parts_; step *= 2) {
+        for (int64_t part = 0; part + step < num_parts_; part += 2 * step) {
+          float* to = part_begin(part);
+          const float* from = part_begin(part + step);
+          for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+        }
+      }
+      std::copy_n(part_begin(0) + begin, end - begin, dhidden + begin);
+    });
+  }
+
+ private:
+  static int64_t num_chunks_per_part(int64_t vocab) { return (vocab + 8 * 3232 - 1) / (8 * 3232); }
+  float* part_begin(int64_t part) { return values_.data() + part * rows_ * f_.D; }
+
+  const LogProbFwd& f_;
+  int64_t columns_;  // of a part
+  int64_t num_parts_ = 1, rows_ = 0;
+  std::vector<float> values_;  // [parts, rows, D]
+};
+
 }  // namespace
 
 int64_t vocab_chunk_size(int64_t vocab) {
@@ -188,19 +259,21 @@ void log_prob_bwd(const ExecContext& ctx, const LogProbBwd& p) {
   log_prob_shard_bwd(ctx, p, {0, p.fwd.V});
 }
 
-void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p, const VocabularyColumns& shard) {
+void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p,
+                        const VocabularyColumns& shard) {
   const LogProbFwd& f = p.fwd;
   FATHOM_ASSERT(ctx.device == nullptr);
-  if (shard.num_columns == 0) std::fill_n(p.dhidden, f.R * f.D, 0.0f);
   const LogProbRowGrads grads{f.targets, f.lse, p.dlog_probs, f.entropy, p.dentropy};
   const int64_t stride = round_up(std::min(kColumnBlock, shard.num_columns), kPanelRows);
   const auto scratch = logit_scratch(f, stride);
   float* const z = scratch.get();
+  HiddenParts parts(f, shard);
 
   // Row blocks upwards: the chain of dW over rows continues from block to block. Column blocks
-  // upwards: so does the chain of dhidden over the vocabulary.
+  // upwards: so do the chains of dhidden's parts over the vocabulary.
   for (int64_t r0 = 0; r0 < f.R; r0 += kRowBlock) {
     const int64_t rows = std::min(kRowBlock, f.R - r0);
+    parts.begin_rows(rows);
     for (int64_t first = 0; first < shard.num_columns; first += kColumnBlock) {
       const int64_t columns = std::min(kColumnBlock, shard.num_columns - first);
       compute_logits(ctx, f, r0, rows, first, columns, z, stride);
@@ -210,25 +283,19 @@ void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p, const Vocab
           FATHOM_CPU_DISPATCH(ctx, logit_gradient_row, block, grads, row, r0 + row);
         }
       });
-      linear_bwd_input(ctx, {.dy = z,
-                             .dy_stride = stride,
-                             .w_panels = f.w_panels + first * f.D,
-                             .dx = p.dhidden + r0 * f.D,
-                             .dx_stride = f.D,
-                             .T = rows,
-                             .N = columns,
-                             .K = f.D,
-                             .accumulate = first > 0});
-      if (p.dw_panels == nullptr) continue;
-      linear_bwd_weight(ctx, {.x = f.hidden + r0 * f.D,
-                              .x_stride = f.D,
-                              .dy = z,
-                              .dy_stride = stride,
-                              .dw_panels = p.dw_panels + first * f.D,
-                              .T = rows,
-                              .N = columns,
-                              .K = f.D});
+      if (p.dw_panels != nullptr) {
+        linear_bwd_weight(ctx, {.x = f.hidden + r0 * f.D,
+                                .x_stride = f.D,
+                                .dy = z,
+                                .dy_stride = stride,
+                                .dw_panels = p.dw_panels + first * f.D,
+                                .T = rows,
+                                .N = columns,
+                                .K = f.D});
+      }
+      parts.add_block(ctx, z, stride, first, columns);
     }
+    parts.sum(ctx, p.dhidden + r0 * f.D);
   }
 }
 

@@ -31,7 +31,8 @@ void log_prob_fwd(const ExecContext& ctx, const LogProbFwd& p);
 
 /// Given d(loss)/d(logp) per row (and optionally d(loss)/d(entropy)): recomputes the logits block
 /// by block; dz = (dlogp·(1[y] − p) + dentropy·(−p·(log p + H))) / temperature; dhidden = dz·W
-/// (written), dW += dzᵀ·hidden (chain over rows; skipped when null).
+/// (written; one chain over the columns of each eighth of the chunks from 0, eighths added by a
+/// pairwise tree), dW += dzᵀ·hidden (chain over rows; skipped when null).
 struct LogProbBwd {
   LogProbFwd fwd;           // lse filled; entropy filled when dentropy is given
   const float* dlog_probs;  // [R]
@@ -65,7 +66,7 @@ void log_prob_shard_fwd(const ExecContext& ctx, const LogProbFwd& p, const Vocab
 void log_prob_merge(const ExecContext& ctx, const LogProbFwd& p, int64_t num_chunks,
                     const SoftmaxStats* stats, const float* target_logits);
 /// As log_prob_bwd, over the shard's columns alone: dhidden is their part of the sum, dw_panels
-/// theirs.
+/// theirs. Shards of whole eighths, added by a pairwise tree, give what log_prob_bwd gives.
 void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p, const VocabularyColumns& shard);
 
 }  // namespace fathom
