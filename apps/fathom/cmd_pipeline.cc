@@ -34,9 +34,9 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
            const config::Options& options, const dist::Group& ranks) {
   const std::string& checkpoint = *options.launch.hf_checkpoint;
   const Tokenizer tokenizer = Tokenizer::load(checkpoint);
-  // The configuration counts MTP modules only where the checkpoint has their tensors.
   const ModelConfig model = ModelTensors(checkpoint).config();
   const RankGroups groups = rank_groups(ranks, options, model);
+  // The configuration counts MTP modules only where the checkpoint has their tensors.
   Weights weights = make_weights(model, /*with_mtp=*/true, groups.layout);
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
   load_torch_dist(ctx, *options.checkpoint.ref_load, &weights);

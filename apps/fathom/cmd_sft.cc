@@ -12,17 +12,12 @@
 namespace fathom {
 namespace {
 
-ModelConfig model_config(const config::Options& o) {
-  if (o.sft.init == config::SftInit::kCheckpoint) return load_model_config(*o.launch.hf_checkpoint);
-  const std::string& path = *o.sft.model_config;
-  return parse_model_config(read_json_file(path), path);
-}
-
-Weights initial_weights(const ExecContext& ctx, const config::Options& o, const Layout& layout) {
+Weights initial_weights(const ExecContext& ctx, const config::Options& o, const ModelConfig& config,
+                        const Layout& layout) {
   if (o.sft.init == config::SftInit::kCheckpoint) {
     return load_weights(ctx, *o.launch.hf_checkpoint, {.with_mtp = true, .layout = layout});
   }
-  Weights weights = make_weights(model_config(o), /*with_mtp=*/true, layout);
+  Weights weights = make_weights(config, /*with_mtp=*/true, layout);
   init_random_weights(weights, static_cast<uint64_t>(o.train.seed));
   return weights;
 }
@@ -41,9 +36,12 @@ int sft_on(const dist::Group& ranks, const config::ParsedCommand& command) {
   const std::string tokenizer_dir =
       o.sft.tokenizer_dir.value_or(o.launch.hf_checkpoint.value_or(""));
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_dir);
-  const RankGroups groups = rank_groups(ranks, o, model_config(o));
-  Weights weights =
-      in_precision(execution.context(), initial_weights(execution.context(), o, groups.layout), o);
+  const ModelConfig config =
+      is_random ? parse_model_config(read_json_file(*o.sft.model_config), *o.sft.model_config)
+                : load_model_config(*o.launch.hf_checkpoint);
+  const RankGroups groups = rank_groups(ranks, o, config);
+  Weights weights = in_precision(execution.context(),
+                                 initial_weights(execution.context(), o, config, groups.layout), o);
   const auto examples =
       read_supervised_examples(o, tokenizer, weights.config.max_position_embeddings);
   log_info("sft: ", examples.size(), " examples, ", o.sft.sft_steps, " steps");

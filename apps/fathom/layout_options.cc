@@ -18,7 +18,10 @@ RankGroups rank_groups(const dist::Group& ranks, const config::Options& options,
   shape.etp = static_cast<int>(o.expert_tensor_parallel_size);
   shape.pp = static_cast<int>(o.pipeline_model_parallel_size);
   RankGroups groups(ranks, shape, o.sequence_parallel, has_fp8_blocks ? 128 : 16);
-  groups.set_stages(model, o.decoder_first_pipeline_num_layers, o.decoder_last_pipeline_num_layers);
+  if (shape.pp > 1) {
+    groups.set_stages(model, o.decoder_first_pipeline_num_layers,
+                      o.decoder_last_pipeline_num_layers);
+  }
   return groups;
 }
 

@@ -7,8 +7,7 @@
 
 namespace fathom {
 
-/// Errors: ConfigError when the sizes do not divide the number of ranks, or the stages do not fit
-/// the model's layers.
+/// Errors: ConfigError when the sizes do not divide the number of ranks, or stages the layers.
 RankGroups rank_groups(const dist::Group& ranks, const config::Options& options,
                        const ModelConfig& model);
 

@@ -45,6 +45,13 @@ RankGroups::RankGroups(const dist::Group& all, const dist::MeshShape& mesh_shape
   layout.part_multiple = part_multiple;
 }
 
+Layout RankGroups::engine_layout() const {
+  Layout out = layout;
+  out.cp = dist::Group();
+  out.sequence_parallel = false;
+  return out;
+}
+
 void RankGroups::set_stages(const ModelConfig& config, std::optional<int64_t> first,
                             std::optional<int64_t> last) {
   const int stage = stages.rank();
@@ -54,13 +61,6 @@ void RankGroups::set_stages(const ModelConfig& config, std::optional<int64_t> fi
   layout.num_layers = layers.size();
   layout.is_first_stage = stage == 0;
   layout.is_last_stage = stage == stages.size() - 1;
-}
-
-Layout RankGroups::engine_layout() const {
-  Layout out = layout;
-  out.cp = dist::Group();
-  out.sequence_parallel = false;
-  return out;
 }
 
 bool is_routed_expert(const Parameter& p) { return p.name.find(".experts.") != std::string::npos; }

@@ -35,6 +35,13 @@ struct RankGroups {
   RankGroups(const dist::Group& all, const dist::MeshShape& shape, bool sequence_parallel,
              int64_t part_multiple);
 
+  /// Whether this rank has every parameter whole.
+  bool has_whole_model() const {
+    return shape.tp == 1 && shape.ep == 1 && shape.etp == 1 && shape.pp == 1;
+  }
+  /// The layout in which an engine reads the trainer's weights: its forwards have states, so rows
+  /// are shared neither over cp nor by sequence parallelism.
+  Layout engine_layout() const;
   /// Which layers this rank's stage has. @param first, last how many the first and the last one
   /// have. Errors: ConfigError when a stage would have none (parallel/stages.h).
   void set_stages(const ModelConfig& config, std::optional<int64_t> first = std::nullopt,
@@ -43,13 +50,6 @@ struct RankGroups {
   template <typename T>
   std::vector<T> from_last_stage(std::vector<T> values) const;
 
-  /// Whether this rank has every parameter whole.
-  bool has_whole_model() const {
-    return shape.tp == 1 && shape.ep == 1 && shape.etp == 1 && shape.pp == 1;
-  }
-  /// The layout in which an engine reads the trainer's weights: its forwards have states, so rows
-  /// are shared neither over cp nor by sequence parallelism.
-  Layout engine_layout() const;
   /// Those that have the same part of the parameter and sum its gradient.
   const dist::Group& replicas(const Parameter& p) const;
   /// Whether this rank stands for its part where each is counted once: in norms and in checkpoints.

@@ -67,6 +67,7 @@ void log_prob_merge(const ExecContext& ctx, const LogProbFwd& p, int64_t num_chu
                     const SoftmaxStats* stats, const float* target_logits);
 /// As log_prob_bwd, over the shard's columns alone: dhidden is their part of the sum, dw_panels
 /// theirs. Shards of whole eighths, added by a pairwise tree, give what log_prob_bwd gives.
-void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p, const VocabularyColumns& shard);
+void log_prob_shard_bwd(const ExecContext& ctx, const LogProbBwd& p,
+                        const VocabularyColumns& shard);
 
 }  // namespace fathom
