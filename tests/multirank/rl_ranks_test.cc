@@ -70,7 +70,9 @@ void run_in(const TestLayout& layout, const config::Options& options, const std:
     const ExecContext ctx{&pool, detect_cpu_isa()};
     const RankGroups groups = groups_of(layout, world, whole.config);
     Weights w = part_of(whole, groups.layout);
-    RlRun(ctx, &w, tokenizer, options, path, Json::object(), groups).run();
+    config::Options with_layout = options;  // what the engine's layout follows from
+    with_layout.parallel.pipeline_model_parallel_size = layout.pp;
+    RlRun(ctx, &w, tokenizer, with_layout, path, Json::object(), groups).run();
   }));
 }
 
@@ -150,7 +152,10 @@ const TestLayout kShared[] = {{.tp = 2},
                               {.tp = 2, .ep = 2, .sequence_parallel = true},
                               {.dp = 2, .ep = 2},
                               {.dp = 2, .tp = 2, .ep = 4},
-                              {.cp = 2, .tp = 2, .sequence_parallel = true}};
+                              {.cp = 2, .tp = 2, .sequence_parallel = true},
+                              {.pp = 2},
+                              {.pp = 2, .dp = 2},
+                              {.pp = 2, .tp = 2}};
 
 TEST(RlRanks, AModelThatIsSharedGivesTheSameAnswers) {
   const std::string one = fresh_directory("alone");
@@ -193,6 +198,23 @@ TEST(RlRanks, ARunGoesOnInAnotherLayout) {
               metric(whole, "rollout/rollout_log_probs")[2]);
     EXPECT_EQ(metric(copy, "train/loss")[2], metric(whole, "train/loss")[2]);
     EXPECT_EQ(metric(copy, "train/train_rollout_logprob_abs_diff"), (std::vector<double>(4, 0.0)));
+  }
+}
+
+TEST(RlRanks, StagesChangeNoBitsAndARunGoesOnWithOthers) {
+  const std::string whole = fresh_directory("layout_whole"), cut = fresh_directory("layout_cut");
+  run_on(1, small_run(), whole);
+  config::Options stop_early = small_run();
+  stop_early.debug.debug_exit_after_rollout = 2;
+  run_in({.pp = 2}, stop_early, cut);
+  // Stages change no bits: one rank goes on to the weights that it would have had alone.
+  const std::string stages = fresh_directory("layout_stages");
+  std::filesystem::copy(cut, stages, std::filesystem::copy_options::recursive);
+  run_on(1, small_run(), cut);
+  run_in({.pp = 3}, small_run(), stages);
+  for (const char* name : {"train/loss", "train/grad_norm", "rollout/rollout_log_probs"}) {
+    EXPECT_EQ(metric(cut, name), metric(whole, name)) << name;
+    EXPECT_EQ(metric(stages, name), metric(whole, name)) << name;
   }
 }
 

@@ -35,6 +35,7 @@ enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
 enum class BenchMode { kForward, kTrain, kDecode };
 enum class Recompute { kNone, kLayer };
+enum class RolloutLayout { kShared, kEngine };
 
 /// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
@@ -153,6 +154,7 @@ struct EngineOptions {
   std::optional<SpeculativeAlgorithm> speculative_algorithm;
   std::optional<int64_t> speculative_num_steps, speculative_num_draft_tokens;
   int64_t speculative_eagle_topk = 1;
+  std::optional<RolloutLayout> rollout_layout;  // unset: shared with one pipeline stage
   int64_t rollout_num_gpus_per_engine = 1;
   int64_t tp_size = 1, dp_size = 1, ep_size = 1;
   bool enable_dp_attention = false;
