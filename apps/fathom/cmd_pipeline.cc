@@ -8,6 +8,7 @@
 #include "fathom/checkpoint/cast.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/model_tensors.h"
+#include "fathom/config/derived.h"
 #include "fathom/dist/rank_environment.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
@@ -80,6 +81,7 @@ int pipeline_on(const dist::Group& ranks, const config::ParsedCommand& command) 
 }  // namespace
 
 int run_pipeline(const config::ParsedCommand& command) {
+  if (config::computes_on_paper(command.command, command.options)) return run_dry(command);
   // Only what trains is computed by several ranks.
   if (!contains(config::kTraining, command.command)) return pipeline_on({}, command);
   return run_on_ranks(command,

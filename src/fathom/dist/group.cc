@@ -85,6 +85,10 @@ void Group::run(std::vector<Outgoing> out, std::vector<Incoming> in, const char*
   world_->exchange(out, in, tag, what);
 }
 
+void Group::observe_world(World::Observer observer) const {
+  if (world_ != nullptr) world_->observe(std::move(observer));
+}
+
 void Group::barrier() const {
   if (size() == 1) return;
   std::vector<Outgoing> out;

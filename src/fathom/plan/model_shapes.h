@@ -1,4 +1,4 @@
-// The sizes of the released models, for planning without their files.
+// The models that plans are made for, by name.
 #pragma once
 
 #include <optional>
@@ -8,12 +8,10 @@
 
 namespace fathom {
 
-ModelConfig flash_shape();          // DeepSeek-V4-Flash
-ModelConfig flash_4_layer_shape();  // its first layers: ratios 0, 0, 4, 128
-ModelConfig pro_shape();            // DeepSeek-V4-Pro
-ModelConfig tiny_shape();           // configs/tiny/model.json
+ModelConfig tiny_shape();  // configs/tiny/model.json
 
-/// By the names of --model-name, and flash, pro, tiny. Nothing for another name.
+/// By the names of --model-name, by those of model/named_models.h, and flash, pro, tiny. Nothing
+/// for another name.
 std::optional<ModelConfig> named_shape(const std::string& name);
 
 }  // namespace fathom

@@ -158,10 +158,10 @@ std::vector<Advice> find_advice(const PlanRequest& request) {
     attempt("--optimizer-cpu-offload", [](PlanRequest& r) { r.optimizer_on_host = true; });
   }
   if (request.moment_bytes == 4) {
-    attempt("--moment-dtype bf16", [](PlanRequest& r) { r.moment_bytes = 2; });
+    attempt("--bf16-moments", [](PlanRequest& r) { r.moment_bytes = 2; });
   }
   if (request.gradient_bytes == 4) {
-    attempt("--gradient-dtype bf16", [](PlanRequest& r) { r.gradient_bytes = 2; });
+    attempt("--bf16-gradients", [](PlanRequest& r) { r.gradient_bytes = 2; });
   }
   if (request.engine.max_running_requests > 8) {
     attempt("--sglang-max-running-requests 8",

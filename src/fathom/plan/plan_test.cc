@@ -19,10 +19,10 @@ int64_t count_elements(const ModelConfig& config, bool with_mtp) {
 }
 
 TEST(ModelShapes, HaveTheParametersOfTheReleases) {
-  EXPECT_EQ(count_elements(flash_shape(), false), 284'332'240'471);
-  EXPECT_EQ(count_elements(flash_shape(), true), 290'942'289'362);
-  EXPECT_EQ(count_elements(pro_shape(), false), 1'572'997'201'763);
-  EXPECT_EQ(count_elements(pro_shape(), true), 1'598'837'347'742);
+  EXPECT_EQ(count_elements(*named_shape("flash"), false), 284'332'240'471);
+  EXPECT_EQ(count_elements(*named_shape("flash"), true), 290'942'289'362);
+  EXPECT_EQ(count_elements(*named_shape("pro"), false), 1'572'997'201'763);
+  EXPECT_EQ(count_elements(*named_shape("pro"), true), 1'598'837'347'742);
 }
 
 TEST(ModelShapes, TheTinyOneIsTheBuiltInModel) {

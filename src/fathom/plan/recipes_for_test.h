@@ -10,7 +10,7 @@ inline PlanRequest flash_request(const char* machine, dist::MeshShape mesh, int6
                                  int64_t last) {
   PlanRequest r;
   r.model_name = "flash";
-  r.config = flash_shape();
+  r.config = *named_shape("flash");
   r.layout = {.mesh = mesh,
               .first_stage_layers = first,
               .last_stage_layers = last,
@@ -33,7 +33,7 @@ inline PlanRequest gb300_tp2pp8cp2() {
 inline PlanRequest pro_h200_32x8() {
   PlanRequest r = flash_request("H200", {.tp = 8, .dp = 4, .pp = 8, .ep = 32}, 7, 6);
   r.model_name = "pro";
-  r.config = pro_shape();
+  r.config = *named_shape("pro");
   r.engine.tp = r.engine.dp = r.engine.ep = 32;
   return r;
 }

@@ -163,16 +163,44 @@ void RlRun::run() {
     const MetricList evaluation = evaluate_all(-1);
     if (writes()) metrics_->write(-1, evaluation);
   }
+  start_trace();
+  bool has_ended = true;
   for (int64_t id = first_rollout_; id < num_rollouts_; ++id) {
     run_step(id);
+    if (trace_ && id - first_rollout_ + 1 >= *options_.debug.trace_rollouts) finish_trace();
     if (options_.debug.debug_exit_after_rollout &&
         id - first_rollout_ + 1 >= *options_.debug.debug_exit_after_rollout) {
       log_info("stopped after ", id - first_rollout_ + 1,
                " rollouts, as asked; the run is not finished");
-      return;
+      has_ended = false;
+      break;
     }
   }
-  if (writes()) print_summary();
+  finish_trace();
+  if (has_ended && writes()) print_summary();
+}
+
+void RlRun::start_trace() {
+  if (!options_.debug.trace_rollouts) return;
+  groups_.everyone.barrier();
+  trace_ = std::make_unique<Trace>(groups_.everyone.rank());
+  groups_.everyone.observe_world(
+      [trace = trace_.get()](const char* what, int64_t bytes, auto begin, auto end) {
+        trace->add("communication", what, begin, end, bytes);
+      });
+}
+
+void RlRun::finish_trace() {
+  if (!trace_) return;
+  groups_.everyone.observe_world(nullptr);
+  const std::string path = join_path(run_path_, "trace.json");
+  const double share = trace_->seconds("communication") / trace_->elapsed_seconds();
+  const std::vector<std::string> events = groups_.everyone.all_gather(trace_->events());
+  trace_.reset();
+  if (!writes()) return;
+  write_trace(path, events);
+  log_info("wrote ", path, ": open it in ui.perfetto.dev; rank 0 spent ",
+           number("%.1f", 100.0 * share), " % of the time in communication");
 }
 
 void RlRun::run_step(int64_t rollout_id) {
@@ -180,7 +208,10 @@ void RlRun::run_step(int64_t rollout_id) {
   sync_engine();
   engine_->set_weight_version(rollout_id + 1);
   engine_->take_memory();
-  const RolloutResult rollout = collector_->collect(engine_.get());
+  const RolloutResult rollout = [&] {
+    const TraceSpan span(trace_.get(), "phase", "rollout");
+    return collector_->collect(engine_.get());
+  }();
   const ReleasedMemory released = engine_->release_memory();
   const double rolled_out = now_seconds();
   MetricList metrics = rollout_metrics(rollout);
@@ -255,7 +286,10 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
       chosen.assign(begin, begin + static_cast<int64_t>(group));
     }
     const double N = static_cast<double>(per_step);
-    const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_, groups_);
+    const PolicyMetrics m = [&] {
+      const TraceSpan span(trace_.get(), "phase", "forward and backward");
+      return policy_forward_backward(ctx_, *weights_, chosen, N, policy_, groups_);
+    }();
     const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     // Before any update of this rollout: what decode reported must be what the trainer computes.
     const double difference = m.train_rollout_logprob_abs_diff / forwarded;
@@ -265,7 +299,10 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
                   first_replay_difference(chosen));
     }
     const double lr = learning_rate(schedule_, rollout_id * steps_per_rollout_ + step);
-    const double grad_norm = optimizer_->step(ctx_, lr);
+    const double grad_norm = [&] {
+      const TraceSpan span(trace_.get(), "phase", "optimizer");
+      return optimizer_->step(ctx_, lr);
+    }();
     engine_is_behind_ = true;
     if (step == 0) {
       metrics.insert(metrics.end(), {{"train/train_rollout_logprob_abs_diff", difference},
@@ -311,6 +348,7 @@ void RlRun::check_frozen_bias() const {
 }
 
 MetricList RlRun::evaluate_all(int64_t rollout_id) {
+  const TraceSpan span(trace_.get(), "phase", "evaluation");
   sync_engine();
   engine_->set_weight_version(rollout_id + 2);
   engine_->take_memory();
@@ -340,6 +378,7 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
 }
 
 void RlRun::save(int64_t rollout_id) {
+  const TraceSpan span(trace_.get(), "phase", "save");
   const double start = now_seconds();
   const Json scalars = {
       {"rollout_id", rollout_id},     {"optimizer", optimizer_->scalars()},

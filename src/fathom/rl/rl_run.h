@@ -14,6 +14,7 @@
 #include "fathom/config/options.h"
 #include "fathom/model/weights.h"
 #include "fathom/observe/metrics.h"
+#include "fathom/observe/trace.h"
 #include "fathom/parallel/rank_groups.h"
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rollout_collector.h"
@@ -70,6 +71,8 @@ class RlRun {
   void check_frozen_bias() const;
   std::string first_replay_difference(const std::vector<TrainSample>& samples) const;
   void print_summary() const;
+  void start_trace();
+  void finish_trace();
   bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
 
   void save_state(int64_t rollout_id, const Json& scalars);
@@ -98,6 +101,7 @@ class RlRun {
   LrScheduleOptions schedule_;
   PolicyStepOptions policy_;
   int64_t num_rollouts_ = 0, steps_per_rollout_ = 1, first_rollout_ = 0;
+  std::unique_ptr<Trace> trace_;  // while --trace-rollouts are under way
   double process_start_seconds_;
   double last_save_seconds_ = 0.0;  // of the step before: a step is written before it is saved
   std::vector<float> frozen_bias_;  // every gate.bias, in order
