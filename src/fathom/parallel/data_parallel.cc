@@ -35,20 +35,25 @@ void in_buckets(const std::vector<Parameter*>& parameters, const std::vector<int
 }  // namespace
 
 std::pair<size_t, size_t> share_of(const dist::Group& group, const std::vector<int64_t>& lengths) {
+  return share_of(group.rank(), group.size(), lengths);
+}
+
+std::pair<size_t, size_t> share_of(int member, int num_members,
+                                   const std::vector<int64_t>& lengths) {
   int64_t total = 0;
   for (int64_t n : lengths) total += n;
   // A sample belongs to the member in whose equal part of the total its middle lies.
   const auto owner_of = [&](int64_t before, int64_t length) {
     const int64_t twice_middle = 2 * before + length;
-    return std::min<int64_t>(group.size() - 1,
-                             twice_middle * group.size() / std::max<int64_t>(1, 2 * total));
+    return std::min<int64_t>(num_members - 1,
+                             twice_middle * num_members / std::max<int64_t>(1, 2 * total));
   };
   size_t begin = 0, end = 0;
   int64_t before = 0;
   for (size_t i = 0; i < lengths.size(); ++i) {
     const int64_t owner = owner_of(before, lengths[i]);
-    if (owner < group.rank()) begin = i + 1;
-    if (owner <= group.rank()) end = i + 1;
+    if (owner < member) begin = i + 1;
+    if (owner <= member) end = i + 1;
     before += lengths[i];
   }
   return {begin, std::max(begin, end)};

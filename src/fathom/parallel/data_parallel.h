@@ -19,6 +19,8 @@ namespace fathom {
 /// total length for all members. Empty where there are fewer samples than members.
 /// @param lengths of all samples, the same on every member.
 std::pair<size_t, size_t> share_of(const dist::Group& group, const std::vector<int64_t>& lengths);
+std::pair<size_t, size_t> share_of(int member, int num_members,
+                                   const std::vector<int64_t>& lengths);
 
 /// A member for every parameter, which keeps its optimizer state: the one with the fewest elements
 /// so far, in the order given. The same on all members.

@@ -1,7 +1,6 @@
 #include "fathom/train/policy_step.h"
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
@@ -72,19 +71,29 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
         "sample ", t.sample->index, " has no rollout log-probs, which the policy loss needs");
     lengths.push_back(static_cast<int64_t>(t.sample->tokens.size()));
   }
-  const auto share = share_of(group, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
+  const std::vector<std::vector<int64_t>> shares =
+      deal_samples(lengths, group.size(), options.balance_samples);
+  std::vector<TrainSample> mine;
+  std::vector<int64_t> my_lengths;
+  for (int64_t i : shares[static_cast<size_t>(group.rank())]) {
+    mine.push_back(samples[static_cast<size_t>(i)]);
+    my_lengths.push_back(lengths[static_cast<size_t>(i)]);
+  }
+  const std::vector<int64_t> borders = cut_samples(my_lengths, options.micro_batches);
   std::vector<PolicyMetrics> of_samples;  // of the share
   for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    run_micro_batch(ctx, weights, samples, share.first + static_cast<size_t>(borders[b]),
-                    share.first + static_cast<size_t>(borders[b + 1]), num_step_samples, options,
-                    &of_samples);
+    run_micro_batch(ctx, weights, mine, static_cast<size_t>(borders[b]),
+                    static_cast<size_t>(borders[b + 1]), num_step_samples, options, &of_samples);
+  }
+  // Rank by rank, and added in sample order.
+  const std::vector<PolicyMetrics> dealt = group.concatenate(of_samples);
+  std::vector<const PolicyMetrics*> in_order(samples.size());
+  auto next = dealt.begin();
+  for (const std::vector<int64_t>& share : shares) {
+    for (int64_t i : share) in_order[static_cast<size_t>(i)] = &*next++;
   }
   PolicyMetrics metrics;
-  for (const PolicyMetrics& m : group.concatenate(of_samples)) metrics.add(m);
+  for (const PolicyMetrics* m : in_order) metrics.add(*m);
   return metrics;
 }
 
