@@ -22,8 +22,9 @@ int run_inspect(const config::ParsedCommand& command) {
   const config::ToolOptions& o = command.options.tool;
   if (!o.diff.empty()) {
     const std::string& a = o.path ? *o.path : o.diff[0];
-    print(diff_checkpoints(a, o.diff.back()), o.json, diff_table);
-    return 0;
+    const Json diff = diff_checkpoints(a, o.diff.back());
+    print(diff, o.json, diff_table);
+    return diff["equal"].get<bool>() ? 0 : 1;  // as of diff and cmp
   }
   if (o.verify) {
     const Json report = verify_path(*o.path);

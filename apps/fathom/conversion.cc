@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "fathom/base/hash.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/prepare_spmd.h"
 
@@ -45,7 +46,9 @@ void convert_to_torch_dist(const ExecContext& ctx, const config::Options& option
                            const std::string& to) {
   PrepareSpmdOptions o;
   o.plan.layout = layout_of(options.parallel);
-  o.place = {process.rank, process.size};
+  // The secret tells jobs apart as well; written down it would be none.
+  o.place = {process.rank, process.size,
+             sha256_hex(str_cat(process.secret, " ", process.master_port)).substr(0, 16)};
   prepare_spmd(ctx, open_source(from), to, o);
 }
 

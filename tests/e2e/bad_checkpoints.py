@@ -229,8 +229,13 @@ def opened_or_mapped(pid, shard):
     return ""
 
 
+def is_writing(target):
+    """Whether headers are behind it: the first file of tensors is under way."""
+    return any(name.endswith(".tmp") for _, _, names in os.walk(target) for name in names)
+
+
 def check_shrinking(t):
-    """The process is stopped once it reads the first shard's tensors; the other shards are cut; it goes on."""
+    """The process is stopped once it reads the first shard's tensors; the last shard is cut; it goes on."""
     for command in ("prepare-spmd", "prepare-single"):
         caught = False
         for attempt in range(10):
@@ -244,7 +249,7 @@ def check_shrinking(t):
                                        "--threads", "1"]}[command]
             process = subprocess.Popen([t.fathom, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                        env=environment())
-            while process.poll() is None and not opened_or_mapped(process.pid, shards[0]):
+            while process.poll() is None and not (is_writing(target) and opened_or_mapped(process.pid, shards[0])):
                 time.sleep(0.0002)
             if process.poll() is None:
                 process.send_signal(signal.SIGSTOP)

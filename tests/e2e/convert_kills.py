@@ -2,13 +2,15 @@
 
 usage: convert_kills.py PATH_TO_FATHOM [--kills N] [--seed S]
 
-Four conversions of one FP4 and FP8 model: prepare-single, prepare-spmd by one process and by three, export-hf over
-the original. Each is started again and again, and killed with its children (SIGKILL) at a random instant, until it has
-had its share of the kills; then it may end. After every kill, what looks published must be whole; at the end, every byte
-must be that of the reference. Needs Python's standard library alone.
+Conversions of one FP4 and FP8 model: prepare-single, prepare-spmd by one process, by three and by three that a
+launcher starts one after the other, export-hf over the original. Each is started again and again, and killed with its
+children (SIGKILL) at a random instant, until it has had its share of the kills; then it may end. Of a launcher's three,
+one dies first and the others a moment later. After every kill, what looks published must be whole; at the end, every byte
+must be that of the reference, and nothing else may lie there. Needs Python's standard library alone.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -24,6 +26,7 @@ import synthetic_checkpoint  # noqa: E402
 from program import Checks, environment, work_directory  # noqa: E402
 
 LAYOUT = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2", "--expert-model-parallel-size", "4"]
+LAUNCHED = "prepare-spmd, 3 processes of a launcher"
 
 
 def files_of(path):
@@ -43,20 +46,56 @@ def same_trees(checks, what, a, b):
             checks.that(x.read() == y.read(), f"{what}: {name} differs")
 
 
-def start(fathom, args):
-    return subprocess.Popen([fathom, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env=environment(), start_new_session=True)
+class Process:
+    """A command with its children."""
+
+    def __init__(self, words, **variables):
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                        env=environment(**variables), start_new_session=True)
+
+    def wait(self, timeout):
+        self.process.wait(timeout)
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def finish(self, what):
+        _, error = self.process.communicate(timeout=100)
+        # An export whose last file is there is complete: killed behind it, it is not made again.
+        if self.process.returncode != 0 and "holds a complete model" not in error:
+            sys.exit(f"{what} ended with {self.process.returncode}:\n{error[-3000:]}")
 
 
-def finish(process, what):
-    _, error = process.communicate(timeout=300)
-    # An export whose last file is there is complete: killed behind it, it is not made again.
-    if process.returncode != 0 and "holds a complete model" not in error:
-        sys.exit(f"{what} ended with {process.returncode}:\n{error[-3000:]}")
+class Launcher:
+    """Three ranks as torchrun starts them, but some later than others."""
+
+    def __init__(self, words, rng):
+        self.rng, self.ranks = rng, []
+        order = rng.sample(range(3), 3)
+        for rank in order:
+            time.sleep(rng.choice((0, rng.uniform(0, 0.4))))
+            self.ranks.append(Process(words, RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500"))
+
+    def wait(self, timeout):
+        deadline = time.monotonic() + timeout
+        for rank in self.ranks:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+
+    def kill(self):
+        self.rng.shuffle(self.ranks)
+        for rank in self.ranks:
+            with contextlib.suppress(ProcessLookupError):
+                rank.kill()
+            time.sleep(self.rng.uniform(0, 0.3))
+
+    def finish(self, what):
+        for rank in self.ranks:
+            rank.finish(what)
 
 
 def conversions(work, model):
-    """name: (arguments without the output, the output option, files that say 'complete')"""
+    """name: (arguments without the output, the output option)"""
     spmd = ["prepare-spmd", "--hf-checkpoint", model, "--model-dir", os.path.join(work, "models"), *LAYOUT]
     released = os.path.join(work, "torch_dist")
     return {
@@ -64,6 +103,7 @@ def conversions(work, model):
                             "--model-name", "x", "--hf-checkpoint", model], "--output-bf16-hf-path"),
         "prepare-spmd": (spmd, "--save"),
         "prepare-spmd, 3 processes": ([*spmd, "--num-procs", "3"], "--save"),
+        LAUNCHED: (spmd, "--save"),
         "export-hf over the original": (["export-hf", "--load", released, "--source", model, "--dtype", "fp8"], "--output"),
     }
 
@@ -90,8 +130,13 @@ def check(checks, fathom, work, name, args, option, kills, rng):
     reference, output = os.path.join(work, "reference"), os.path.join(work, "output")
     for path in (reference, output):
         shutil.rmtree(path, ignore_errors=True)
+
+    def start(target):
+        words = [fathom, *args, option, target]
+        return Launcher(words, rng) if name == LAUNCHED else Process(words)
+
     begin = time.monotonic()
-    finish(start(fathom, [*args, option, reference]), name)
+    start(reference).finish(name)
     duration = time.monotonic() - begin
     done = rounds = 0
     while done < kills:
@@ -99,17 +144,16 @@ def check(checks, fathom, work, name, args, option, kills, rng):
         rounds += 1
         # Several kills in one life of the output, until a run gets through.
         while True:
-            process = start(fathom, [*args, option, output])
+            process = start(output)
             if done < kills:
                 try:
                     process.wait(timeout=rng.uniform(0, 1.1 * duration))
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.communicate()
+                    process.kill()
                     done += 1
                     check_published(checks, f"{name} after {done} kills", output, reference)
                     continue
-            finish(process, f"{name} after {done} kills")
+            process.finish(f"{name} after {done} kills")
             break
         same_trees(checks, f"{name} after {done} kills", reference, output)
     print(f"{name}: {done} kills in {rounds} outputs, {duration:.2f} s undisturbed", flush=True)
@@ -119,7 +163,7 @@ def check(checks, fathom, work, name, args, option, kills, rng):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("fathom")
-    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rng, checks, total = random.Random(args.seed), Checks(), 0
@@ -127,7 +171,7 @@ def main():
         model = os.path.join(work, "model")
         synthetic_checkpoint.make("small", model, fill=True)
         all_of_them = conversions(work, model)
-        finish(start(args.fathom, [*all_of_them["prepare-spmd"][0], "--save", os.path.join(work, "torch_dist")]), "prepare-spmd")
+        Process([args.fathom, *all_of_them["prepare-spmd"][0], "--save", os.path.join(work, "torch_dist")]).finish("prepare-spmd")
         for i, (name, (words, option)) in enumerate(all_of_them.items()):
             share = (args.kills + i) // len(all_of_them)
             total += check(checks, args.fathom, work, name, words, option, share, rng)

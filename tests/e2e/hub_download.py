@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ class Case:
         self.work = work
         self.env = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=os.path.join(work, "hf"), HOME=work,
                                HF_HUB_DOWNLOAD_TIMEOUT="2", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "REQUESTS_CA_BUNDLE",
+                     "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
             self.env.pop(name, None)
 
     def download(self, *args, name=NAME, **env):
@@ -349,6 +351,43 @@ def pipeline(c):
     c.checks.that(done.returncode == 0 or "the Hub has no" in done.stderr, f"other organisation: {done.stderr[-300:]}")
 
 
+def make_certificate(work, name):
+    """A certificate that vouches for itself: (its file, the file of its key)."""
+    certificate, key = (os.path.join(work, f"{name}.{kind}") for kind in ("pem", "key"))
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                    "-subj", "/CN=" + name, "-addext", f"subjectAltName=IP:{name}", "-keyout", key, "-out", certificate],
+                   check=True, capture_output=True)
+    return certificate, key
+
+
+def https(c):
+    """Certificates are checked; those of CURL_CA_BUNDLE and its kin count."""
+    if shutil.which("openssl") is None:
+        print("https: SKIPPED, there is no openssl to make a certificate with")
+        return
+    right, other = make_certificate(c.work, "127.0.0.1"), make_certificate(c.work, "127.0.0.9")
+    files = {**small_repo().commits[small_repo().refs["main"]], "big.safetensors": content(1 << 20, 7)}
+    with serve_hub({NAME: Repo(files, private=True)}, token=SECRET, certificate=right) as hub:
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": SECRET}
+        for name in ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            where = c.local(name)
+            c.same(name, c.good(name, "--local-dir", where, **env, **{name: right[0]}), files)
+        seen = {s: {h.get("Authorization") for k, _, _, h in hub.requests if k == s} for s in ("hub", "cdn")}
+        c.checks.that(seen == {"hub": {f"Bearer {SECRET}"}, "cdn": {None}}, f"https: who was told the token: {seen}")
+        hub.faults.close_after, hub.faults.close_times = 400_000, 2
+        c.same("https, cut", c.good("https, cut", "--local-dir", c.local("tls_cut"), **env, CURL_CA_BUNDLE=right[0]), files)
+        c.checks.that(hub.faults.close_times == 0, "https: the stream was not cut")
+        count = len(hub.requests)
+        c.bad("nobody's certificate", ["certificate"], "--local-dir", c.local("tls_no"), **env)
+        c.bad("another certificate", ["certificate"], "--local-dir", c.local("tls_no"), **env, CURL_CA_BUNDLE=other[0])
+        c.bad("no certificates", [c.local("none.pem")], "--local-dir", c.local("tls_no"), **env, CURL_CA_BUNDLE=c.local("none.pem"))
+        c.checks.that(len(hub.requests) == count, "https: a server without a good certificate was asked")
+    with serve_hub({NAME: small_repo()}, certificate=other) as hub:
+        c.bad("a certificate for another host", ["certificate"], "--local-dir", c.local("tls_no"), HF_ENDPOINT=hub.endpoint,
+              CURL_CA_BUNDLE=other[0])
+        c.checks.that(not hub.requests and not os.path.exists(c.local("tls_no/config.json")), "https: a file of another host")
+
+
 def mistakes(c):
     for args, words in (([], ["--repo is missing"]), (["a/b", "--cache-dir", "x", "--local-dir", "y"], ["two places"]),
                         (["a/b/c"], ["more than one '/'"]), (["../x"], ["no name of a repository"])):
@@ -366,7 +405,7 @@ def mistakes(c):
 CASES = [plain, patterns_and_plans, redirects_and_token, broken_streams, ranges_refused, parallel_ranges,
          busy_servers,
          expired_signatures, wrong_content, hostile_listings, paging, revisions_and_offline, local_rules, killed,
-         pipeline, mistakes]
+         pipeline, https, mistakes]
 
 
 def main():

@@ -1,9 +1,9 @@
 """A run that is killed at random moments ends with the bits of one that was left alone.
 
-usage: kill_resume.py PATH_TO_FATHOM [--kills N] [--steps N] [--eval-prompts N] [--seed S] [--full]
+usage: kill_resume.py PATH_TO_FATHOM [--kills N] [--steps N] [--eval-prompts N] [--seed S] [--watch FOLDER] [--full]
 
 One reference run of the tiny recipe; then the same command under SIGKILL, restarted until it is done. Every
-second kill waits until a file of the run is being written, the others come at a random moment of anything
+second kill waits until a file of the run (with --watch: of that folder) is being written, the others come at a random moment of anything
 that the command does: copying, casting, converting, evaluating, training. The run's directory must then hold the
 same bytes as the reference: last checkpoint (weights, optimizer, cursors), answers, metrics but for times.
 The same comparison for a run with one thread, with two, and with the AVX2 kernels.
@@ -64,9 +64,9 @@ def tail(path):
         return file.read()[-3000:]
 
 
-def is_writing(run_directory):
-    """Whether something half-written lies in the run's directory at this moment."""
-    for folder in ("", "checkpoints", "rollout", "eval"):
+def is_writing(run_directory, folders):
+    """Whether something half-written lies in these folders of the run at this moment."""
+    for folder in folders:
         try:
             if any(name.endswith((".partial", ".tmp")) for name in os.listdir(os.path.join(run_directory, folder))):
                 return True
@@ -75,11 +75,11 @@ def is_writing(run_directory):
     return False
 
 
-def kill_at(process, seconds, run_directory=None):
+def kill_at(process, seconds, run_directory=None, folders=()):
     """SIGKILL after `seconds`, or at the first write that is seen after that; False when it ended before."""
     deadline = time.monotonic() + seconds
     while process.poll() is None:
-        if time.monotonic() >= deadline and (run_directory is None or is_writing(run_directory)):
+        if time.monotonic() >= deadline and (run_directory is None or is_writing(run_directory, folders)):
             process.kill()
             process.wait()
             return True
@@ -122,7 +122,8 @@ def check_kills(checks, command, args, reference, duration):
     """All kills together take less than the run's length, so that one run mostly gets them all; a run that
     ends before is compared too, and the next one gets the rest."""
     rng = random.Random(args.seed)
-    kills, attempt, run = 0, 0, 0
+    folders = ("", "checkpoints", "rollout", "eval") if args.watch is None else (args.watch,)
+    kills, watched_kills, attempt, run = 0, 0, 0, 0
     while kills < args.kills:
         run_id = f"killed{run}"
         shutil.rmtree(os.path.join(command.work, "models"), ignore_errors=True)
@@ -137,13 +138,15 @@ def check_kills(checks, command, args, reference, duration):
                 else:
                     delay = rng.uniform(0, 1.5 * duration / (args.kills + 1))
                     watched = command.run_directory(run_id) if attempt % 2 == 0 else None
-                    kills += kill_at(process, delay, watched)
+                    killed = kill_at(process, delay, watched, folders)
+                    kills += killed
+                    watched_kills += killed and watched is not None
                 done = process.returncode == 0
                 if not done and process.returncode != -9:
                     sys.exit(f"after {kills} kills {run_id} ended with {process.returncode}:\n{tail(path)}")
         compare_runs(checks, f"{run_id}, {kills} kills in all", reference, command.run_directory(run_id))
         run += 1
-    print(f"{kills} kills in {attempt} lives of {run} run(s)", flush=True)
+    print(f"{kills} kills in {attempt} lives of {run} run(s), {watched_kills} of them while a file was being written", flush=True)
 
 
 def check_config_kept(checks, run_directory):
@@ -160,6 +163,7 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--eval-prompts", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--watch", metavar="FOLDER", help="of the run, e.g. checkpoints")
     parser.add_argument("--full", action="store_true")
     args = parser.parse_args()
     checks = Checks()

@@ -2,7 +2,8 @@
 
 Repositories are dictionaries of path -> bytes. Files of `lfs_from` bytes and more are "large": the Hub redirects
 to the CDN, another port, with a signature that may expire. `Faults` makes the servers misbehave on purpose.
-Every request is kept in `Hub.requests`, so that a test can see who was told the token. Needs the standard library alone.
+Every request is kept in `Hub.requests`, so that a test can see who was told the token. With a certificate both servers
+speak HTTPS. Needs the standard library alone.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import http.server
 import json
 import re
 import socket
+import ssl
 import threading
 import urllib.parse
 
@@ -69,8 +71,8 @@ class Faults:
 
 
 class Hub:
-    def __init__(self, repos, token=None):
-        self.repos, self.token = repos, token
+    def __init__(self, repos, token=None, certificate=None):
+        self.repos, self.token, self.certificate = repos, token, certificate
         self.faults = Faults()
         self.requests = []  # (server, method, path, headers)
         self.lock = threading.Lock()
@@ -80,8 +82,9 @@ class Hub:
     def start(self):
         self.hub = _serve(_HubHandler, self)
         self.cdn = _serve(_CdnHandler, self)
-        self.endpoint = f"http://127.0.0.1:{self.hub.server_address[1]}"
-        self.cdn_endpoint = f"http://127.0.0.1:{self.cdn.server_address[1]}"
+        scheme = "https" if self.certificate else "http"
+        self.endpoint = f"{scheme}://127.0.0.1:{self.hub.server_address[1]}"
+        self.cdn_endpoint = f"{scheme}://127.0.0.1:{self.cdn.server_address[1]}"
 
     def stop(self):
         for server in (self.hub, self.cdn):
@@ -108,6 +111,14 @@ def _serve(handler, hub):
         def handle_error(self, request, client_address):
             pass  # clients that hang up are part of the game
 
+        def finish_request(self, request, client_address):
+            if hub.certificate:  # here, in the connection's own thread
+                request = tls.wrap_socket(request, server_side=True)
+            super().finish_request(request, client_address)
+
+    if hub.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*hub.certificate)
     server = Server(("127.0.0.1", 0), handler)
     server.hub = hub
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -314,8 +325,9 @@ def _corrupted(hub, path, data):
 
 
 @contextlib.contextmanager
-def serve_hub(repos, token=None):
-    hub = Hub(repos, token)
+def serve_hub(repos, token=None, certificate=None):
+    """@param certificate (file of the certificate, file of its key): HTTPS."""
+    hub = Hub(repos, token, certificate)
     hub.start()
     try:
         yield hub

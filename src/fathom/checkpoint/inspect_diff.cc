@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <map>
+#include <span>
 
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/inspect_tensors.h"
 #include "fathom/checkpoint/names.h"
+#include "fathom/checkpoint/official_tensors.h"
 #include "fathom/numerics/formats.h"
 
 namespace fathom {
@@ -114,14 +118,37 @@ void compare_values(const ListedTensor& a, std::span<const uint8_t> bytes_a, con
 
 Json describe(const ListedTensor& t) { return {{"dtype", t.dtype}, {"shape", t.shape}}; }
 
+// One side of a comparison, by the names to compare by.
+struct Side {
+  std::map<std::string, ListedTensor> tensors;
+  std::map<std::string, std::string> shown;  // what a tensor is called in its files
+  std::function<std::span<const uint8_t>(const std::string&)> read;
+};
+
+Side side_of(InspectTensors& tensors, bool rename) {
+  Side side;
+  auto names = names_of(tensors, rename);
+  for (const auto& [name, stored] : names) side.tensors[name] = tensors.tensors().at(stored);
+  side.shown = names;
+  side.read = [&tensors, names](const std::string& name) { return tensors.read(names.at(name)); };
+  return side;
+}
+
+Side side_of(OfficialTensors& tensors) {
+  Side side;
+  side.tensors = tensors.tensors();
+  for (const auto& [name, tensor] : side.tensors) side.shown[name] = name;
+  side.read = [&tensors](const std::string& name) { return tensors.read(name); };
+  return side;
+}
+
 // Null when the two are equal.
-Json compare(const std::string& name, InspectTensors& a, const std::string& name_a,
-             InspectTensors& b, const std::string& name_b) {
-  const ListedTensor& x = a.tensors().at(name_a);
-  const ListedTensor& y = b.tensors().at(name_b);
+Json compare(const std::string& name, const Side& a, const Side& b) {
+  const ListedTensor& x = a.tensors.at(name);
+  const ListedTensor& y = b.tensors.at(name);
   Json found = {{"name", name}, {"a", describe(x)}, {"b", describe(y)}};
   if (x.shape != y.shape) return found;
-  const std::span<const uint8_t> bytes_x = a.read(name_a), bytes_y = b.read(name_b);
+  const std::span<const uint8_t> bytes_x = a.read(name), bytes_y = b.read(name);
   const bool same_bytes =
       x.dtype == y.dtype && bytes_x.size() == bytes_y.size() &&
       (bytes_x.empty() || std::memcmp(bytes_x.data(), bytes_y.data(), bytes_x.size()) == 0);
@@ -143,34 +170,47 @@ std::string type_text(const Json& tensor) {
          shape_to_string(tensor["shape"].get<std::vector<int64_t>>());
 }
 
+// Whether a difference is one of types alone.
+bool has_same_values(const Json& found) {
+  return found.contains("num_different") && found["num_different"] == 0 &&
+         !found["max_abs_diff"].is_null();
+}
+
+void compare_all(const Side& a, const Side& b, bool values_count, Json* diff) {
+  int64_t num_equal = 0;
+  for (const auto& [name, tensor] : a.tensors) {
+    if (!b.tensors.contains(name)) {
+      (*diff)["only_in_a"].push_back(a.shown.at(name));
+      continue;
+    }
+    Json found = compare(name, a, b);
+    if (found.is_null())
+      ++num_equal;
+    else if (values_count && has_same_values(found))
+      (*diff)["other_type"].push_back({{"name", name}, {"a", found["a"]}, {"b", found["b"]}});
+    else
+      (*diff)["different"].push_back(std::move(found));
+  }
+  for (const auto& [name, tensor] : b.tensors)
+    if (!a.tensors.contains(name)) (*diff)["only_in_b"].push_back(b.shown.at(name));
+  (*diff)["num_equal"] = num_equal;
+}
+
 }  // namespace
 
 Json diff_checkpoints(const std::string& path_a, const std::string& path_b) {
   InspectTensors a(path_a), b(path_b);
-  FATHOM_CHECK(a.is_torch_dist() == b.is_torch_dist(), path_a, " holds ",
-               a.is_torch_dist() ? "torch_dist weights, " : "safetensors, ", path_b,
-               b.is_torch_dist() ? " torch_dist weights" : " safetensors",
-               "\n  fix: bring both to one form, e.g. with `fathom export-hf`");
-  const bool rename = !a.is_torch_dist() && dialect_of(a) != dialect_of(b);
-  const Names names_a = names_of(a, rename), names_b = names_of(b, rename);
   Json diff = {{"kind", "diff"}, {"a", path_a}, {"b", path_b}, {"equal", true}, {"num_equal", 0}};
   diff["only_in_a"] = diff["only_in_b"] = diff["different"] = Json::array();
-  int64_t num_equal = 0;
-  for (const auto& [name, name_a] : names_a) {
-    const auto in_b = names_b.find(name);
-    if (in_b == names_b.end()) {
-      diff["only_in_a"].push_back(name_a);
-      continue;
-    }
-    Json found = compare(name, a, name_a, b, in_b->second);
-    if (found.is_null())
-      ++num_equal;
-    else
-      diff["different"].push_back(std::move(found));
+  if (a.is_torch_dist() == b.is_torch_dist()) {
+    const bool rename = !a.is_torch_dist() && dialect_of(a) != dialect_of(b);
+    compare_all(side_of(a, rename), side_of(b, rename), /*values_count=*/false, &diff);
+  } else {
+    diff["other_type"] = Json::array();
+    const int64_t layers = count_decoder_layers(a.is_torch_dist() ? a : b);
+    OfficialTensors official_a(&a, layers), official_b(&b, layers);
+    compare_all(side_of(official_a), side_of(official_b), /*values_count=*/true, &diff);
   }
-  for (const auto& [name, name_b] : names_b)
-    if (!names_a.contains(name)) diff["only_in_b"].push_back(name_b);
-  diff["num_equal"] = num_equal;
   diff["equal"] =
       diff["only_in_a"].empty() && diff["only_in_b"].empty() && diff["different"].empty();
   return diff;
@@ -198,9 +238,14 @@ std::string diff_table(const Json& diff) {
                                                                        : d["max_abs_diff"].dump());
     text += "\n";
   }
-  text += str_cat(diff["num_equal"].dump(), " tensors are equal, ", diff["different"].size(),
-                  " differ, ", diff["only_in_a"].size(), " only in ", a, ", ",
-                  diff["only_in_b"].size(), " only in ", b, "\n");
+  const Json other_type = diff.value("other_type", Json::array());
+  for (const Json& t : other_type)
+    text += str_cat(t["name"].get<std::string>(), ": ", type_text(t["a"]), " and ",
+                    type_text(t["b"]), ", the same values\n");
+  text += str_cat(diff["num_equal"].dump(), " tensors are equal, ",
+                  other_type.empty() ? "" : str_cat(other_type.size(), " in another type, "),
+                  diff["different"].size(), " differ, ", diff["only_in_a"].size(), " only in ", a,
+                  ", ", diff["only_in_b"].size(), " only in ", b, "\n");
   return text + (diff["equal"].get<bool>() ? "equal\n" : "different\n");
 }
 

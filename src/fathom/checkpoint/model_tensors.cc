@@ -18,14 +18,6 @@ ModelConfig read_config(const std::string& directory) {
   return config;
 }
 
-/// A copy of the embedding or of the head inside an MTP module, which shares the main model's. In
-/// SGLang-style names the module is a layer and the twins keep that dialect's leaf names.
-bool is_shared_copy(std::string_view official) {
-  if (!official.starts_with("mtp.")) return false;
-  return official.ends_with(".emb.tok_emb.weight") || official.ends_with(".head.weight") ||
-         official.ends_with(".embed_tokens.weight");
-}
-
 }  // namespace
 
 ModelTensors::ModelTensors(const std::string& directory, bool with_mtp, ScaleCheck check)

@@ -177,6 +177,12 @@ std::optional<NameDialect> name_dialect_from_string(std::string_view text) {
   return std::nullopt;
 }
 
+bool is_shared_copy(std::string_view official) {
+  if (!official.starts_with("mtp.")) return false;
+  return official.ends_with(".emb.tok_emb.weight") || official.ends_with(".head.weight") ||
+         official.ends_with(".embed_tokens.weight");
+}
+
 TensorName parse_tensor_name(std::string_view name, int64_t num_hidden_layers) {
   TensorName result;
   Parts parts = split(name);

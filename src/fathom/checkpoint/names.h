@@ -54,6 +54,10 @@ std::optional<std::string> fused_stored_name(const std::string& official, NameDi
 /// The module of an "mtp.<i>.<...>" name.
 std::optional<int64_t> mtp_module(const std::string& official);
 
+/// A copy of the embedding or of the head inside an MTP module, which shares the main model's. In
+/// SGLang-style names the module is a layer and the twins keep that dialect's leaf names.
+bool is_shared_copy(std::string_view official);
+
 /// Judged by the names that are there.
 NameDialect detect_name_dialect(const std::vector<std::string>& names);
 

@@ -50,6 +50,9 @@ class Conversion {
         options_(options),
         plan_(std::move(plan)),
         partial_(PendingDirectory::resumable_path(out_dir, kRelease, plan_.id)),
+        pending_(options.place.rank == 0
+                     ? std::make_unique<PendingDirectory>(out_dir, kRelease, plan_.id)
+                     : nullptr),
         group_(join_path(out_dir, str_cat(".", kRelease, ".", plan_.id, ".work")), options.place,
                options.patience_seconds) {
     for (StreamFile& file : plan_.files) file.path = join_path(partial_, file.path);
@@ -69,9 +72,7 @@ class Conversion {
   bool is_coordinator() const { return options_.place.rank == 0; }
 
   PrepareSpmdResult convert() {
-    std::unique_ptr<PendingDirectory> pending;
     if (is_coordinator()) {
-      pending = std::make_unique<PendingDirectory>(out_dir_, kRelease, plan_.id);
       remove_messages_of_others();
       remove_temporaries(out_dir_);
       // Published, but killed before the tracker: nobody counts on it, and it is made again.
@@ -82,16 +83,17 @@ class Conversion {
       check_free_space(kCommand, out_dir_, bytes_to_allocate(), "--save");
       group_.open_gate();
     } else {
-      group_.wait_for_gate();
-      // The gate may be one that an earlier run left open, and rank 0 may be done already.
-      group_.wait_until([&] { return directory_exists(partial_) || is_tracked(); });
+      // Of a run that goes on with finished files rank 0 may be done already. Or the gate is one
+      // that an earlier run of the same name left open, and rank 0 has yet to come.
+      group_.wait_until(
+          [&] { return is_tracked() || (group_.is_gate_open() && directory_exists(partial_)); });
     }
     PrepareSpmdResult result;
     result.num_files = static_cast<int64_t>(plan_.files.size());
     write_files(&result);
     if (is_coordinator()) {
       group_.wait_until([&] { return all_files_are_there(); });
-      publish(*pending);
+      publish(*pending_);
     } else {
       group_.wait_until([&] { return is_tracked(); });
     }
@@ -225,6 +227,7 @@ class Conversion {
   const PrepareSpmdOptions& options_;
   SpmdPlan plan_;
   const std::string partial_;
+  const std::unique_ptr<PendingDirectory> pending_;  // of rank 0: the lock against other jobs
   SpmdGroup group_;
 };
 

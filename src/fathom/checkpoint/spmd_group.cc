@@ -1,9 +1,13 @@
 #include "fathom/checkpoint/spmd_group.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -53,10 +57,16 @@ SpmdGroup::SpmdGroup(std::string directory, ProcessPlace place, double patience_
       patience_seconds_(patience_seconds),
       peers_(static_cast<size_t>(place.size)) {
   if (place_.size == 1) return;
-  make_directories(directory_);
-  FATHOM_CHECK(put_text(file("alive", place_.rank), "0 0"), "cannot write into ", directory_,
+  const bool has_made = place_.rank == 0;
+  make_directories(has_made ? directory_ : parent_path(directory_));
+  const bool has_written = put_text(file("alive", place_.rank), "0 0");
+  // Who comes before rank 0 has nowhere to write yet, and must not wait where it never will have.
+  const bool may_write = has_written || (!has_made && !directory_exists(directory_) &&
+                                         ::access(parent_path(directory_).c_str(), W_OK) == 0);
+  FATHOM_CHECK(may_write, "cannot write into ", directory_, ": ", std::strerror(errno),
                "\n  fix: choose a directory that you may write to");
-  started_ = modified(file("alive", place_.rank));
+  // Where there is no directory yet, nothing in it will be of an earlier run.
+  started_ = std::max<int64_t>(0, modified(file("alive", place_.rank)));
   for (Peer& peer : peers_) peer.heard_at = now_seconds();
   thread_ = std::thread([this] { beat(); });
 }
@@ -74,11 +84,12 @@ void SpmdGroup::pause() { std::this_thread::sleep_for(kPause); }
 
 void SpmdGroup::open_gate() {
   if (place_.size == 1) return;
-  FATHOM_CHECK(put_text(file("gate", 0), "open"), "cannot write into ", directory_);
+  FATHOM_CHECK(put_text(file("gate", 0), str_cat("open to ", place_.job)), "cannot write into ",
+               directory_);
 }
 
-void SpmdGroup::wait_for_gate() {
-  wait_until([&] { return modified(file("gate", 0)) >= 0; });
+bool SpmdGroup::is_gate_open() const {
+  return get_text(file("gate", 0)) == str_cat("open to ", place_.job);
 }
 
 void SpmdGroup::beat() {
@@ -135,11 +146,16 @@ void SpmdGroup::fail(const std::string& message) {
 void SpmdGroup::finish() {
   is_stopping_.store(true);
   if (thread_.joinable()) thread_.join();
-  // The others end within a beat; until then their last words may fall into the directory.
-  std::error_code ignored;
-  for (int i = 0; i < 2 * kPausesPerBeat && directory_exists(directory_); ++i) {
+  // There may be one of an earlier run with more processes. Under another name at once: from here
+  // on the others' signs of life go nowhere.
+  std::error_code error;
+  const std::string gone = directory_ + ".partial";
+  std::filesystem::rename(directory_, gone, error);
+  if (error) return;
+  // A sign that was on its way may still come to lie in it.
+  for (int i = 0; i < kPausesPerBeat && directory_exists(gone); ++i) {
     if (i > 0) pause();
-    std::filesystem::remove_all(directory_, ignored);
+    std::filesystem::remove_all(gone, error);
   }
 }
 

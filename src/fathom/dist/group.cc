@@ -55,6 +55,13 @@ Group::Group(World* world, std::vector<int> ranks) : world_(world), ranks_(std::
   for (int r : ranks_) tag_ = mix64(tag_, static_cast<uint64_t>(r));
 }
 
+Group Group::subset(const std::vector<int>& members) const {
+  if (world_ == nullptr) return {};
+  std::vector<int> ranks;
+  for (int m : members) ranks.push_back(ranks_.at(static_cast<size_t>(m)));
+  return {world_, std::move(ranks)};
+}
+
 void Group::run(std::vector<Outgoing> out, std::vector<Incoming> in, const char* what) const {
   if (world_ == nullptr) {
     FATHOM_ASSERT(out.empty() && in.empty());

@@ -33,6 +33,8 @@ class Group {
 
   /// As World::observe(), of the world that the group is part of; nothing for one rank alone.
   void observe_world(World::Observer observer) const;
+  /// The group of some of the members, of which this process is one.
+  Group subset(const std::vector<int>& members) const;
 
   /// Returns when all members have called it.
   void barrier() const;

@@ -162,8 +162,11 @@ HttpResponse HttpClient::send(const HttpRequest& request, const BodySink& sink) 
   curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &exchange);
   curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
   if (!ca_file_.empty()) curl_easy_setopt(curl, CURLOPT_CAINFO, ca_file_.c_str());
+  char why[CURL_ERROR_SIZE] = "";
+  curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, why);
 
   const CURLcode code = curl_easy_perform(curl);
+  curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, nullptr);
   curl_slist_free_all(headers);
   if (exchange.thrown) std::rethrow_exception(exchange.thrown);
   HttpResponse& response = exchange.response;
@@ -176,6 +179,9 @@ HttpResponse HttpClient::send(const HttpRequest& request, const BodySink& sink) 
     response.may_pass_off = false;
   } else if (code != CURLE_OK && !response.was_stopped) {
     response.failure = curl_easy_strerror(code);
+    // Of certificates the general text says little.
+    if (code == CURLE_PEER_FAILED_VERIFICATION && why[0] != 0) response.failure = why;
+    if (code == CURLE_SSL_CACERT_BADFILE) response.failure += ": " + ca_file_;
     response.may_pass_off = may_pass(code);
   }
   return std::move(response);

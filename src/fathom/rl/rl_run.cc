@@ -4,11 +4,14 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <map>
+#include <string>
 
 #include "fathom/base/error.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/training_state.h"
 #include "fathom/config/derived.h"
+#include "fathom/parallel/model_parts.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
 #include "fathom/rl/summary.h"
@@ -55,17 +58,18 @@ std::vector<float> all_gate_biases(const Weights& weights) {
 
 RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
              const config::Options& options, const std::string& run_path, const Json& config,
-             dist::Group ranks)
+             RankGroups groups)
     : ctx_(ctx),
-      ranks_(std::move(ranks)),
+      groups_(std::move(groups)),
       weights_(weights),
       tokenizer_(tokenizer),
       options_(options),
       run_path_(run_path),
       process_start_seconds_(now_seconds()) {
   if (writes()) directory_.emplace(run_path);
-  ranks_.barrier();  // the directory is there, and no other run has it
-  log_to_file(join_path(run_path, writes() ? "run.log" : str_cat("rank_", ranks_.rank(), ".log")));
+  groups_.everyone.barrier();  // the directory is there, and no other run has it
+  log_to_file(join_path(run_path,
+                        writes() ? "run.log" : str_cat("rank_", groups_.everyone.rank(), ".log")));
   set_precisions();
   read_data();
   steps_per_rollout_ = steps_per_rollout(options_);
@@ -76,18 +80,22 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
                                            options_.data.rollout_shuffle,
                                            static_cast<uint64_t>(options_.data.rollout_seed));
   collector_ = std::make_unique<RolloutCollector>(prompts_, cursor_.get(),
-                                                  collector_options(options_), ranks_);
+                                                  collector_options(options_), groups_.engines);
   EngineOptions for_engine = engine_options(options_);
   for_engine.append_token = append_token_of(tokenizer_);
   for_engine.cache_answers = false;  // no prompt of a run continues an answer
-  engine_ = std::make_unique<Engine>(ctx_, is_fast() ? rollout_weights_ : *weights_, for_engine);
+  // Ranks that run one engine have to decide alike.
+  for (int64_t bytes : groups_.everyone.concatenate(std::vector<int64_t>{for_engine.state_bytes})) {
+    for_engine.state_bytes = std::min(for_engine.state_bytes, bytes);
+  }
+  engine_ = std::make_unique<Engine>(ctx_, rollout_weights_, for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer),
       [&](const Parameter& p) {
         return !p.name.starts_with("mtp.") && !(freeze_gate && p.name.ends_with(".gate.weight"));
       },
-      ranks_);
+      groups_);
   frozen_bias_ = all_gate_biases(*weights_);
   resume();
   if (!writes()) return;
@@ -101,8 +109,10 @@ void RlRun::set_precisions() {
   const config::Derived derived = config::derive(options_);
   move_weights(ctx_, weights_);
   set_precision(ctx_, weights_, derived.train_precision);
-  if (derived.rollout_precision == derived.train_precision) return;
   rollout_weights_ = *weights_;
+  rollout_weights_.layout = groups_.engine_layout();
+  if (derived.rollout_precision == derived.train_precision) return;
+  is_fast_ = true;
   set_precision(ctx_, &rollout_weights_, derived.rollout_precision);
   log_warning("the trainer computes in ", precision_name(derived.train_precision), ", rollout in ",
               precision_name(derived.rollout_precision),
@@ -158,9 +168,9 @@ void RlRun::run() {
 
 void RlRun::start_trace() {
   if (!options_.debug.trace_rollouts) return;
-  ranks_.barrier();
-  trace_ = std::make_unique<Trace>(ranks_.rank());
-  ranks_.observe_world(
+  groups_.everyone.barrier();
+  trace_ = std::make_unique<Trace>(groups_.everyone.rank());
+  groups_.everyone.observe_world(
       [trace = trace_.get()](const char* what, int64_t bytes, auto begin, auto end) {
         trace->add("communication", what, begin, end, bytes);
       });
@@ -168,10 +178,10 @@ void RlRun::start_trace() {
 
 void RlRun::finish_trace() {
   if (!trace_) return;
-  ranks_.observe_world(nullptr);
+  groups_.everyone.observe_world(nullptr);
   const std::string path = join_path(run_path_, "trace.json");
   const double share = trace_->seconds("communication") / trace_->elapsed_seconds();
-  const std::vector<std::string> events = ranks_.all_gather(trace_->events());
+  const std::vector<std::string> events = groups_.everyone.all_gather(trace_->events());
   trace_.reset();
   if (!writes()) return;
   write_trace(path, events);
@@ -264,7 +274,7 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
     const double N = static_cast<double>(per_step);
     const PolicyMetrics m = [&] {
       const TraceSpan span(trace_.get(), "phase", "forward and backward");
-      return policy_forward_backward(ctx_, *weights_, chosen, N, policy_, ranks_);
+      return policy_forward_backward(ctx_, *weights_, chosen, N, policy_, groups_);
     }();
     const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     // Before any update of this rollout: what decode reported must be what the trainer computes.
@@ -331,7 +341,7 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
   const double start = now_seconds();
   auto run_set = [&](const EvaluationSet& set, const std::string& prefix,
                      const EvaluationOptions& o) {
-    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, ranks_);
+    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, groups_.engines);
     const std::string name = prefix + "/" + set.name;
     std::vector<const Sample*> samples;
     for (const Sample& sample : result.samples) samples.push_back(&sample);
@@ -360,12 +370,38 @@ void RlRun::save(int64_t rollout_id) {
       {"cursor", cursor_->to_json()}, {"collector", collector_->to_json()},
       {"seed", options_.train.seed},  {"rollout_seed", options_.data.rollout_seed},
       {"buffer", Json::array()}};
-  const std::vector<AdamMoments> moments = optimizer_->gathered_moments();
-  if (writes()) {
-    save_training_state(directory_->checkpoints(), rollout_id, *weights_, moments, scalars,
-                        options_.checkpoint.save_retain_interval);
-  }
+  save_state(rollout_id, scalars);
   last_save_seconds_ = now_seconds() - start;
+}
+
+void RlRun::save_state(int64_t rollout_id, const Json& scalars) {
+  const std::vector<AdamMoments> moments = optimizer_->gathered_moments();
+  const auto write = [&](const Weights& weights, const std::vector<AdamMoments>& all_moments) {
+    if (!writes()) return;
+    save_training_state(directory_->checkpoints(), rollout_id, weights, all_moments, scalars,
+                        options_.checkpoint.save_retain_interval);
+  };
+  if (groups_.has_whole_model()) return write(*weights_, moments);
+  // The state of one rank, so that any layout can go on with it.
+  Weights whole = gather_weights(groups_, *weights_);
+  std::map<std::string, Parameter*> by_name;
+  for_each_parameter(whole, [&](Parameter& p) { by_name[p.name] = &p; });
+  std::map<std::string, const AdamMoments*> mine;
+  for (const AdamMoments& m : moments) mine[m.parameter->name] = &m;
+  std::vector<AdamMoments> all_moments;
+  for (Tensor AdamMoments::*which : {&AdamMoments::exp_avg, &AdamMoments::exp_avg_sq}) {
+    size_t next = 0;
+    gather_parameters(
+        groups_, *weights_, [&](const Parameter& p) { return mine.contains(p.name); },
+        [&](const Parameter& p) { return mine.at(p.name)->*which; },
+        [&](const Parameter& p, const Tensor& values) {
+          if (which == &AdamMoments::exp_avg) all_moments.push_back({by_name.at(p.name), {}, {}});
+          AdamMoments& m = all_moments[next++];
+          m.*which = Tensor::zeros(m.parameter->master.shape());
+          m.parameter->store_row_major(values.f32(), m.*which);
+        });
+  }
+  write(whole, all_moments);
 }
 
 void RlRun::resume() {

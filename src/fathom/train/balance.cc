@@ -130,4 +130,45 @@ std::vector<int64_t> cut_samples(const std::vector<int64_t>& lengths, const Micr
   return cut_micro_batches(lengths, cut.max_tokens);
 }
 
+std::vector<SampleRange> cut_share(const RankGroups& groups,
+                                   const std::vector<std::vector<int64_t>>& shares,
+                                   const std::vector<int64_t>& lengths, const MicroBatchCut& cut) {
+  const auto ranges_of = [&](int member) {
+    std::vector<int64_t> own;
+    for (int64_t i : shares[static_cast<size_t>(member)]) {
+      own.push_back(lengths[static_cast<size_t>(i)]);
+    }
+    const std::vector<int64_t> borders = cut_samples(own, cut);
+    std::vector<SampleRange> ranges;
+    for (size_t b = 0; b + 1 < borders.size(); ++b) {
+      ranges.push_back({static_cast<size_t>(borders[b]), static_cast<size_t>(borders[b + 1])});
+    }
+    return ranges;
+  };
+  std::vector<SampleRange> own = ranges_of(groups.dp.rank());
+  if (!groups.shares_experts_over_dp()) return own;
+  size_t most = own.size();
+  for (int member = 0; member < groups.dp.size(); ++member) {
+    most = std::max(most, ranges_of(member).size());
+  }
+  const size_t n = shares[static_cast<size_t>(groups.dp.rank())].size();
+  own.resize(most, {n, n});
+  return own;
+}
+
+std::vector<SampleRange> own_micro_batches(const RankGroups& groups,
+                                           const std::vector<int64_t>& lengths,
+                                           int64_t max_tokens) {
+  const std::vector<std::vector<int64_t>> shares =
+      deal_samples(lengths, groups.dp.size(), /*balanced=*/false);
+  std::vector<SampleRange> ranges = cut_share(groups, shares, lengths, {.max_tokens = max_tokens});
+  const std::vector<int64_t>& own = shares[static_cast<size_t>(groups.dp.rank())];
+  const size_t first = own.empty() ? lengths.size() : static_cast<size_t>(own.front());
+  for (SampleRange& r : ranges) {
+    r.begin += first;
+    r.end += first;
+  }
+  return ranges;
+}
+
 }  // namespace fathom

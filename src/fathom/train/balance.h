@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "fathom/parallel/rank_groups.h"
+
 namespace fathom {
 
 /// Divides items among `num_bins` bins so that sums of weights differ little and counts by at most
@@ -34,5 +36,21 @@ struct MicroBatchCut {
 
 /// @return borders of consecutive ranges: first 0, last lengths.size().
 std::vector<int64_t> cut_samples(const std::vector<int64_t>& lengths, const MicroBatchCut& cut);
+
+/// Samples [begin, end).
+struct SampleRange {
+  size_t begin, end;
+};
+
+/// The micro-batches that this rank computes, as ranges of its share, in order. Where ranks that
+/// share the samples hold experts for each other, all get equally many, the last ones empty.
+/// @param shares of deal_samples(). @param lengths of all samples.
+std::vector<SampleRange> cut_share(const RankGroups& groups,
+                                   const std::vector<std::vector<int64_t>>& shares,
+                                   const std::vector<int64_t>& lengths, const MicroBatchCut& cut);
+
+/// The same where shares are runs of neighbours, as ranges of all samples.
+std::vector<SampleRange> own_micro_batches(const RankGroups& groups,
+                                           const std::vector<int64_t>& lengths, int64_t max_tokens);
 
 }  // namespace fathom

@@ -1,5 +1,7 @@
 #include "fathom/train/packing.h"
 
+#include <algorithm>
+
 #include "fathom/base/error.h"
 
 namespace fathom {
