@@ -117,11 +117,10 @@ ActivationBytes activation_bytes(const PlanRequest& r, const LayerRange& layers,
   out.saved = saved * a;
   int64_t working = streams + largest.backward + (r.recompute ? largest.kept : 0);
   if (has_head) {
-    // The last streams, their gradient as it came from the head, and the head's rows.
+    // The last streams and their gradient, the streams of the head's rows and theirs, hidden rows.
     const int64_t rows = (r.micro_batch_rows() + r.layout.mesh.cp - 1) / r.layout.mesh.cp;
     const int64_t D = r.config.hidden_size;
-    const int64_t in_head = streams + 2 * rows * r.config.hc_mult * D + 4 * rows * D;
-    working = streams + std::max(working + streams + 2 * rows * D, in_head + streams);
+    working = std::max(working, 2 * streams + 2 * rows * r.config.hc_mult * D + 4 * rows * D);
   }
   out.working = working * a;
   return out;
