@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench asan fuzz fmt interop-setup configure
+.PHONY: help setup build bundle demo test bench asan fuzz fmt interop-setup configure
 
 APT_PACKAGES := g++ make ccache nlohmann-json3-dev libcurl4-openssl-dev libpcre2-dev libssl-dev libgtest-dev \
                 libbenchmark-dev libboost1.81-dev pkg-config python3-venv zlib1g-dev
@@ -26,6 +26,7 @@ RUN_ID ?= demo-seed$(SEED)
 help:
 	@echo "make setup    packages, .venv with cmake, ninja and Arrow (170 MB, for parquet)"
 	@echo "make build    build/fathom"
+	@echo "make bundle   fathom.tar.gz: the program with its libraries and recipes, for other machines"
 	@echo "make demo     the tiny recipe, start to end: [RUN_ID=$(RUN_ID)] [SEED=$(SEED)]"
 	@echo "make test     all tests; interop tests get their own .venv-interop"
 	@echo "make asan     the C++ tests under address and undefined-behaviour sanitizers"
@@ -71,6 +72,14 @@ build/build.ninja: | $(VENV_READY)
 
 build: build/build.ninja
 	$(NINJA) -C build -j $(JOBS) fathom
+
+# Runs from any directory of any Linux with glibc 2.36 or later: tar xzf fathom.tar.gz && fathom/bin/fathom
+bundle: build
+	rm -rf build/bundle
+	$(CMAKE) --install build --prefix build/bundle/fathom --strip >/dev/null
+	tar -C build/bundle -czf build/fathom.tar.gz fathom
+	@size=$$(stat -c %s build/fathom.tar.gz); echo "build/fathom.tar.gz: $$(( size >> 20 )) MiB"; \
+	  if (( size >= 64 << 20 )); then echo "error: a bundle has to stay below 64 MiB" >&2; exit 1; fi
 
 demo: build
 	build/fathom full-train --config configs/tiny_cpu.json --run-id $(RUN_ID) --seed $(SEED) --rollout-seed $(SEED)

@@ -5,7 +5,7 @@
 namespace fathom {
 
 int run_download(const config::ParsedCommand& command) {
-  return download_from_hub(command.options.hub);
+  return download_from_hub(command.options.hub, command.options.tool.dry_run);
 }
 
 }  // namespace fathom

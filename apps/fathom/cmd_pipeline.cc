@@ -8,10 +8,12 @@
 #include "fathom/checkpoint/cast.h"
 #include "fathom/checkpoint/dcp_weights.h"
 #include "fathom/checkpoint/model_tensors.h"
+#include "fathom/config/derived.h"
 #include "fathom/dist/rank_environment.h"
 #include "fathom/launch/stages.h"
 #include "fathom/rl/rl_run.h"
 #include "hub_download.h"
+#include "layout_options.h"
 #include "name_dialect.h"
 #include "ranks.h"
 #include "run_hints.h"
@@ -33,14 +35,16 @@ void train(const ExecContext& ctx, const config::ParsedCommand& command,
            const config::Options& options, const dist::Group& ranks) {
   const std::string& checkpoint = *options.launch.hf_checkpoint;
   const Tokenizer tokenizer = Tokenizer::load(checkpoint);
+  const ModelConfig model = ModelTensors(checkpoint).config();
+  const RankGroups groups = rank_groups(ranks, options, model);
   // The configuration counts MTP modules only where the checkpoint has their tensors.
-  Weights weights = make_weights(ModelTensors(checkpoint).config());
+  Weights weights = make_weights(model, /*with_mtp=*/true, groups.layout);
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
   load_torch_dist(ctx, *options.checkpoint.ref_load, &weights);
   Json config = config::to_json(command);
   std::error_code error;  // paths of the options may be relative to it
   config["working_directory"] = std::filesystem::current_path(error).string();
-  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path, config, ranks)
+  RlRun(ctx, &weights, tokenizer, options, config::derive(command.options).run_path, config, groups)
       .run();
 }
 
@@ -77,6 +81,7 @@ int pipeline_on(const dist::Group& ranks, const config::ParsedCommand& command) 
 }  // namespace
 
 int run_pipeline(const config::ParsedCommand& command) {
+  if (config::computes_on_paper(command.command, command.options)) return run_dry(command);
   // Only what trains is computed by several ranks.
   if (!contains(config::kTraining, command.command)) return pipeline_on({}, command);
   return run_on_ranks(command,

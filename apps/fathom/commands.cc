@@ -12,6 +12,7 @@ RunCommand find_run_command(config::Command command) {
       {config::Command::kPrepareSpmd, run_pipeline},
       {config::Command::kPrepareCp, run_pipeline},
       {config::Command::kTrain, run_pipeline},
+      {config::Command::kBench, run_bench},
       {config::Command::kDownload, run_download},
       {config::Command::kEval, run_eval},
       {config::Command::kExportHf, run_export_hf},
@@ -21,6 +22,7 @@ RunCommand find_run_command(config::Command command) {
       {config::Command::kSft, run_sft},
       {config::Command::kTokenize, run_tokenize},
       {config::Command::kInspect, run_inspect},
+      {config::Command::kPlan, run_plan},
   };
   for (const auto& [known, run] : kCommands)
     if (known == command) return run;

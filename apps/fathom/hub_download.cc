@@ -84,7 +84,7 @@ HubFunctions hub_functions(const config::Options& options) {
   return functions;
 }
 
-int download_from_hub(const config::HubOptions& o) {
+int download_from_hub(const config::HubOptions& o, bool dry_run) {
   hub::SnapshotRequest request;
   request.repo = {type_of(o.repo_type), *o.repo};
   request.revision = o.revision;
@@ -94,14 +94,14 @@ int download_from_hub(const config::HubOptions& o) {
   request.exclude = o.exclude;
   request.local_dir = o.local_dir.value_or("");
   request.force = o.force_download;
-  request.dry_run = o.dry_run;
+  request.dry_run = dry_run;
   const hub::Snapshot got = download(settings_of(o), request);
   for (const std::string& file : o.files) {
     bool is_there = got.commit.empty();
     for (const hub::SnapshotFile& f : got.files) is_there = is_there || f.file.path == file;
     FATHOM_CHECK(is_there, *o.repo, " at ", o.revision, " has no file ", file);
   }
-  if (o.dry_run) {
+  if (dry_run) {
     for (const hub::SnapshotFile& f : got.files)
       std::printf("%s %lld %s\n", f.is_fetched ? "fetch" : "there",
                   static_cast<long long>(f.file.size), f.file.path.c_str());
@@ -117,7 +117,7 @@ int download_from_hub(const config::HubOptions& o) {
 
 HubFunctions hub_functions(const config::Options&) { return {}; }
 
-int download_from_hub(const config::HubOptions&) {
+int download_from_hub(const config::HubOptions&, bool) {
   throw ConfigError("this build has no Hub client\n  fix: configure with -DFATHOM_HUB=ON");
 }
 

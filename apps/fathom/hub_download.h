@@ -10,6 +10,6 @@ namespace fathom {
 HubFunctions hub_functions(const config::Options& options);
 
 /// `fathom download`. @return exit code.
-int download_from_hub(const config::HubOptions& options);
+int download_from_hub(const config::HubOptions& options, bool dry_run);
 
 }  // namespace fathom

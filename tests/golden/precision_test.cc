@@ -88,7 +88,7 @@ double share_equal(const Tensor& got, const Tensor& want) {
 }
 
 TEST_P(PrecisionTest, LayersAreTheReferenceBitForBitButForTies) {
-  const BatchPlan plan = make_batch_plan(ctx_, weights_.config, batch_, /*for_mtp=*/false);
+  const BatchPlan plan = make_batch_plan(ctx_, weights_.config, weights_.layout, batch_, /*for_mtp=*/false);
   Weights in_fp32 = weights_;
   set_precision(ctx_, &in_fp32, Precision::kFp32);
   for (int64_t l = 0; l < num_layers(); ++l) {
@@ -135,7 +135,7 @@ TEST_P(PrecisionTest, TheMtpModuleIsTheReferenceBitForBitButForTies) {
 }
 
 TEST_P(PrecisionTest, GradientsOfLayersAreTheReferenceStraightThrough) {
-  const BatchPlan plan = make_batch_plan(ctx_, weights_.config, batch_, /*for_mtp=*/false);
+  const BatchPlan plan = make_batch_plan(ctx_, weights_.config, weights_.layout, batch_, /*for_mtp=*/false);
   const Tensor dout = read_bf16("dout");
   for_each_parameter(weights_, [](Parameter& p) { p.alloc_grad(); });
   for (int64_t l = 0; l < num_layers(); ++l) {

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <map>
+#include <string>
 
 #include "fathom/base/file.h"
 #include "fathom/dist/local_ranks.h"
@@ -77,7 +79,19 @@ TEST(RlRanks, SameAnswersAndNoDifferenceOfLogProbs) {
   EXPECT_FALSE(same_masters(alone[0], make_tiny_weights(11)));
   for (int num_ranks : {2, 3}) {
     const std::string many = fresh_directory(str_cat(num_ranks));
-    run_on(num_ranks, small_run(), many);
+    config::Options options = small_run();
+    options.debug.trace_rollouts = 2;
+    run_on(num_ranks, options, many);
+    const Json trace = parse_json(read_file(join_path(many, "trace.json")), "trace.json");
+    std::map<std::string, int> rollouts, sums;  // by rank
+    for (const Json& event : trace.at("traceEvents")) {
+      const std::string rank = event.at("pid").dump();
+      if (event.at("name") == "rollout") ++rollouts[rank];
+      if (event.at("name") == "sum to owners") ++sums[rank];
+    }
+    EXPECT_EQ(rollouts.size(), static_cast<size_t>(num_ranks));
+    for (const auto& [rank, count] : rollouts) EXPECT_EQ(count, 2) << "rank " << rank;
+    EXPECT_EQ(sums.size(), static_cast<size_t>(num_ranks)) << "gradients were summed";
     const auto difference = metric(many, "train/train_rollout_logprob_abs_diff");
     EXPECT_EQ(difference, (std::vector<double>(4, 0.0)));
     // Before the first update everything has the bits of one rank; the gradient its value.

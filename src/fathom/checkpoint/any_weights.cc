@@ -42,8 +42,10 @@ WeightsPlace find_weights(const std::string& path) {
 }
 
 Weights load_any_weights(const ExecContext& ctx, const WeightsPlace& place,
-                         const std::string& model_directory) {
-  if (place.kind == WeightsPlace::Kind::kModelDirectory) return load_weights(ctx, place.path);
+                         const std::string& model_directory, const Layout& layout) {
+  if (place.kind == WeightsPlace::Kind::kModelDirectory) {
+    return load_weights(ctx, place.path, {.with_mtp = true, .layout = layout});
+  }
   ModelConfig config = load_model_config(model_directory);
   const MegatronSlice mtp =
       megatron_slice("mtp.0.norm.weight", {config.hidden_size}, config.n_routed_experts);
@@ -51,7 +53,7 @@ Weights load_any_weights(const ExecContext& ctx, const WeightsPlace& place,
     config.num_nextn_predict_layers = 0;
     config.compress_ratios.resize(static_cast<size_t>(config.num_hidden_layers));
   }
-  Weights weights = make_weights(config);
+  Weights weights = make_weights(config, /*with_mtp=*/true, layout);
   for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
   load_torch_dist(ctx, place.path, &weights);
   return weights;

@@ -23,8 +23,9 @@ WeightsPlace find_weights(const std::string& path);
 /// fp32 masters: those of a training checkpoint as they are, never a rounded copy.
 /// @param model_directory whose config.json describes torch_dist weights; not needed for a model
 /// directory. MTP modules are there when both the config and the tensors have them.
+/// @param layout only this rank's parts are loaded.
 /// Errors: UserError.
 Weights load_any_weights(const ExecContext& ctx, const WeightsPlace& place,
-                         const std::string& model_directory);
+                         const std::string& model_directory, const Layout& layout = {});
 
 }  // namespace fathom

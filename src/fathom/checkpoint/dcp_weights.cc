@@ -20,7 +20,7 @@ void widen_bf16(const uint16_t* from, int64_t n, float* to) {
 
 void check_stored(const DcpReader& reader, const std::string& key_prefix, const Parameter& p,
                   int64_t num_experts) {
-  const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  const MegatronSlice s = megatron_slice(p.name, p.global_shape, num_experts);
   const std::string key = key_prefix + s.key;
   const DcpTensor& stored = reader.tensor(key);
   FATHOM_CHECK(stored.shape == s.shape, reader.directory(), ": ", key, " has the shape ",
@@ -50,8 +50,8 @@ void read_box_f32(DcpReader& reader, const std::string& key, const std::vector<i
 
 void read_parameter_rows(DcpReader& reader, const Parameter& p, int64_t num_experts, int64_t begin,
                          int64_t end, float* out) {
-  MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
-  if (p.shape.size() == 2) {
+  MegatronSlice s = megatron_slice(p.name, p.global_shape, num_experts);
+  if (p.global_shape.size() == 2) {
     // The parameter's dimensions are the last ones of the stored box.
     const size_t row = s.sizes.size() - 2;
     s.offsets[row] += begin;
@@ -63,7 +63,11 @@ void read_parameter_rows(DcpReader& reader, const Parameter& p, int64_t num_expe
 void read_parameter(DcpReader& reader, const std::string& key_prefix, const Parameter& p,
                     int64_t num_experts, Tensor* out) {
   check_stored(reader, key_prefix, p, num_experts);
-  const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  MegatronSlice s = megatron_slice(p.name, p.global_shape, num_experts);
+  // This rank's part of it: the parameter's dimensions are the last ones of the stored box.
+  const size_t axis = s.sizes.size() - p.global_shape.size() + static_cast<size_t>(p.shard_axis);
+  s.offsets[axis] += p.shard_begin;
+  s.sizes[axis] = p.shape[static_cast<size_t>(p.shard_axis)];
   const std::string key = key_prefix + s.key;
   if (p.kind == ParameterKind::kTable) {
     const Tensor table = Tensor::empty(p.shape, DType::kI32);
@@ -79,7 +83,7 @@ void read_parameter(DcpReader& reader, const std::string& key_prefix, const Para
 
 void write_parameter(DcpWriter& writer, const std::string& key_prefix, const Parameter& p,
                      int64_t num_experts, const Tensor& values) {
-  const MegatronSlice s = megatron_slice(p.name, p.shape, num_experts);
+  const MegatronSlice s = megatron_slice(p.name, p.global_shape, num_experts);
   const std::string key = key_prefix + s.key;
   if (p.kind == ParameterKind::kMatrix) {
     const Tensor rows = Tensor::empty(p.shape);
@@ -102,7 +106,7 @@ void load_torch_dist(const ExecContext& ctx, const std::string& path, Weights* w
                 },
                 [&](const Parameter& p, int32_t* out) {
                   const MegatronSlice s =
-                      megatron_slice(p.name, p.shape, weights->config.n_routed_experts);
+                      megatron_slice(p.name, p.global_shape, weights->config.n_routed_experts);
                   reader.read_box(s.key, s.offsets, s.sizes, out);
                 }});
 }

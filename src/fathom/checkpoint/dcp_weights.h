@@ -19,13 +19,15 @@ inline constexpr const char* kMasterPrefix = "optimizer.state.param.";
 inline constexpr const char* kExpAvgPrefix = "optimizer.state.exp_avg.";
 inline constexpr const char* kExpAvgSqPrefix = "optimizer.state.exp_avg_sq.";
 
-/// Reads the parameter's values from under its Megatron key, widened to fp32 (int32 for tables).
+/// Reads the values of this rank's part of the parameter from under its Megatron key, widened to
+/// fp32 (int32 for tables).
 /// @param out memory in the parameter's layout, like its master.
 /// Errors: UserError when the key is missing or has another shape or an unsuitable dtype.
 void read_parameter(DcpReader& reader, const std::string& key_prefix, const Parameter& parameter,
                     int64_t num_experts, Tensor* out);
 
-/// Rows [begin, end) of it as fp32, row-major; a vector is one row. Safe from several threads.
+/// Rows [begin, end) of the whole parameter as fp32, row-major; a vector is one row. Safe from
+/// several threads.
 void read_parameter_rows(DcpReader& reader, const Parameter& parameter, int64_t num_experts,
                          int64_t begin, int64_t end, float* out);
 

@@ -24,6 +24,22 @@ bool is_stored_by_rows(const Parameter& p) {
          (p.panels.num_blocks == 1 || p.panels.block_rows() % kPanelRows == 0);
 }
 
+// Rows [begin, end) of this rank's part.
+void read_part(const Parameter& p, int64_t begin, int64_t end, const WeightsReader& reader,
+               float* out) {
+  const bool has_all_columns = p.shape.back() == p.global_shape.back();
+  const bool is_by_rows = p.shape.size() == 2 && p.shard_axis == 0;
+  const int64_t first = is_by_rows ? p.shard_begin : 0;
+  if (has_all_columns) return reader.rows(p, first + begin, first + end, out);
+  // Whole rows are read, of which some columns are kept; a divided vector is a row.
+  const int64_t wide = p.global_shape.back(), width = p.shape.back();
+  std::vector<float> rows(static_cast<size_t>((end - begin) * wide));
+  reader.rows(p, begin, end, rows.data());
+  for (int64_t r = 0; r < end - begin; ++r) {
+    std::copy_n(rows.data() + r * wide + p.shard_begin, width, out + r * width);
+  }
+}
+
 void fill(const Piece& piece, const WeightsReader& reader) {
   Parameter& p = *piece.parameter;
   if (p.kind == ParameterKind::kTable) {
@@ -35,7 +51,7 @@ void fill(const Piece& piece, const WeightsReader& reader) {
   const int64_t rows = piece.end - piece.begin;
   const int64_t cols = num_rows(p) > 0 ? p.numel() / num_rows(p) : 0;
   std::vector<float> values(static_cast<size_t>(rows * cols));
-  reader.rows(p, piece.begin, piece.end, values.data());
+  read_part(p, piece.begin, piece.end, reader, values.data());
   if (!is_stored_by_rows(p)) {
     p.store_row_major(values.data(), p.master);
     return;

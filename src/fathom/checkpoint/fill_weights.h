@@ -11,12 +11,14 @@ namespace fathom {
 
 /// Where the values of parameters come from. Both are called by several threads at once.
 struct WeightsReader {
-  /// Rows [begin, end) as fp32, row-major; a vector is one row. Not for tables.
+  /// Rows [begin, end) of the whole tensor (Parameter::global_shape) as fp32, row-major; a vector
+  /// is one row. Not for tables.
   std::function<void(const Parameter& p, int64_t begin, int64_t end, float* out)> rows;
   std::function<void(const Parameter& p, int32_t* out)> table;
 };
 
-/// Fills every master, whose memory is allocated, and refreshes what kernels read.
+/// Fills every master, whose memory is allocated, with the part that this rank has, and refreshes
+/// what kernels read.
 void fill_weights(const ExecContext& ctx, Weights* weights, const WeightsReader& reader);
 
 }  // namespace fathom

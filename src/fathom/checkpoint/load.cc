@@ -81,8 +81,8 @@ class RowReader {
 
 }  // namespace
 
-Weights load_weights(const ExecContext& ctx, const ModelTensors& tensors) {
-  Weights weights = make_weights(tensors.config());
+Weights load_weights(const ExecContext& ctx, const ModelTensors& tensors, const Layout& layout) {
+  Weights weights = make_weights(tensors.config(), /*with_mtp=*/true, layout);
   std::vector<Parameter*> parameters;
   for_each_parameter(weights, [&](Parameter& p) { parameters.push_back(&p); });
   ctx.threads->parallel_for(static_cast<int64_t>(parameters.size()), 1,
@@ -104,7 +104,7 @@ Weights load_weights(const ExecContext& ctx, const std::string& directory,
                      const LoadOptions& options) {
   const ModelTensors tensors(directory, options.with_mtp);
   for (const std::string& note : tensors.notes()) log_info("note: ", note);
-  return load_weights(ctx, tensors);
+  return load_weights(ctx, tensors, options.layout);
 }
 
 }  // namespace fathom

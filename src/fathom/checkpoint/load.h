@@ -11,6 +11,7 @@ namespace fathom {
 
 struct LoadOptions {
   bool with_mtp = true;  // MTP modules, where config and files have them
+  Layout layout = {};    // of the parameters, this rank's parts alone are loaded
 };
 
 /// Reads config.json and the tensors of a Hugging Face directory into fp32 masters: a quantised
@@ -22,6 +23,7 @@ Weights load_weights(const ExecContext& ctx, const std::string& directory,
                      const LoadOptions& options = {});
 
 /// The same from tensors that are open already.
-Weights load_weights(const ExecContext& ctx, const ModelTensors& tensors);
+Weights load_weights(const ExecContext& ctx, const ModelTensors& tensors,
+                     const Layout& layout = {});
 
 }  // namespace fathom

@@ -87,7 +87,7 @@ Json load_training_state(const std::string& save_dir, int64_t step, Weights* wei
   const int64_t num_experts = weights->config.n_routed_experts;
   std::set<std::string> wanted, stored;
   for (const MomentsView& m : moments) {
-    wanted.insert(megatron_slice(m.parameter->name, m.parameter->shape, num_experts).key);
+    wanted.insert(megatron_slice(m.parameter->name, m.parameter->global_shape, num_experts).key);
   }
   for (const auto& [key, tensor] : reader.metadata().tensors) {
     if (key.starts_with(kExpAvgPrefix)) stored.insert(key.substr(std::strlen(kExpAvgPrefix)));

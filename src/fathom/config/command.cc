@@ -20,6 +20,9 @@ const std::vector<CommandInfo>& all_commands() {
       {Command::kTokenize, "tokenize", "text to token ids and back"},
       {Command::kExportHf, "export-hf", "training checkpoint to Hugging Face safetensors"},
       {Command::kInspect, "inspect", "what is in a checkpoint or a run directory"},
+      {Command::kPlan, "plan", "memory, messages and time of a run, before it is started"},
+      {Command::kBench, "bench",
+       "speed and memory of forward, training and decoding on random weights"},
       {Command::kDownload, "download", "a model or data set from a Hub"},
   };
   return commands;
@@ -39,8 +42,6 @@ const std::string& command_name(Command command) {
 
 const std::vector<UnbuiltCommand>& unbuilt_commands() {
   static const std::vector<UnbuiltCommand> commands = {
-      {"bench", "The speed benchmarks are not a subcommand yet; `make bench` runs them."},
-      {"plan", "The memory and time model is not built yet."},
       {"prepare-mxfp8",
        "MXFP8 checkpoints are not built yet; --precision parity-fp8 rolls out in FP8 blocks."},
   };

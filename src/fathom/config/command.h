@@ -24,6 +24,8 @@ enum class Command {
   kInspect,
   kDownload,
   kServe,
+  kBench,
+  kPlan,
 };
 
 struct CommandInfo {
@@ -57,10 +59,10 @@ constexpr CommandSet set_of(Command first, Rest... rest) {
 }
 constexpr bool contains(CommandSet set, Command command) { return (set & set_of(command)) != 0; }
 
-/// full-train and its stages: they all take the same options.
+/// full-train, its stages and plan: they all take the same options.
 constexpr CommandSet kPipeline =
     set_of(Command::kFullTrain, Command::kPrepareDownload, Command::kPrepareSingle,
-           Command::kPrepareSpmd, Command::kPrepareCp, Command::kTrain);
+           Command::kPrepareSpmd, Command::kPrepareCp, Command::kTrain, Command::kPlan);
 /// Those of the pipeline that train.
 constexpr CommandSet kTraining = set_of(Command::kFullTrain, Command::kTrain);
 constexpr CommandSet kAllCommands = ~CommandSet{0};

@@ -107,6 +107,10 @@ Precision resolve_precision(const Options& options, std::string* problem) {
   return given.value_or(asked);
 }
 
+bool computes_on_paper(Command command, const Options& options) {
+  return command == Command::kPlan || (contains(kTraining, command) && options.tool.dry_run);
+}
+
 std::string make_run_id() {
   const std::time_t now = std::time(nullptr);
   std::tm utc{};

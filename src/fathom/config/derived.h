@@ -4,6 +4,7 @@
 #include <string>
 
 #include "fathom/base/precision.h"
+#include "fathom/config/command.h"
 #include "fathom/config/options.h"
 
 namespace fathom::config {
@@ -51,6 +52,9 @@ int64_t num_guessed_tokens(const Options& options);
 /// the CPU.
 /// @param[out] problem says what contradicts or is not enough, or stays as it is.
 Precision resolve_precision(const Options& options, std::string* problem);
+
+/// Whether nothing is computed: `plan`, and `train --dry-run`.
+bool computes_on_paper(Command command, const Options& options);
 
 /// UTC "%y%m%d-%H%M%S" and "-" and three random digits.
 std::string make_run_id();

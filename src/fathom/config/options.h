@@ -14,7 +14,7 @@ namespace fathom::config {
 
 enum class Mode { kNormal, kDebugMinimal };
 enum class Task { kDapoAime, kGsm8k, kDigitSum };
-enum class Hardware { kAuto, kH100, kH200, kB200, kB300, kGb200, kGb300 };
+enum class Hardware { kAuto, kH100, kH200, kB200, kB300, kGb200, kGb300, kCpu };
 enum class Conversion { kSinglePass, kTwoStep };
 enum class Precision { kFp32, kParityBf16, kParityFp8, kFast };
 enum class CpuKernels { kAuto, kAvx2, kAvx512 };
@@ -33,6 +33,8 @@ enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
 enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
+enum class BenchMode { kForward, kTrain, kDecode };
+enum class Recompute { kNone, kLayer };
 
 /// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {
@@ -84,7 +86,7 @@ struct HubOptions {
   std::string revision = "main";              // branch, tag or commit
   std::vector<std::string> include, exclude;  // patterns
   std::optional<std::string> cache_dir, local_dir;
-  bool force_download = false, dry_run = false;
+  bool force_download = false;
   std::optional<std::string> token;
   int64_t max_workers = 8;
 };
@@ -211,8 +213,10 @@ struct TrainOptions {
   int64_t seed = 1234;
   std::optional<int64_t> global_batch_size;  // samples of an optimizer step
   std::optional<int64_t> num_steps_per_rollout;
-  int64_t micro_batch_size = 1;               // accepted; tokens are packed, see max_tokens_per_gpu
+  std::optional<int64_t> micro_batch_size;    // samples of a micro-batch; unset: by tokens
   std::optional<int64_t> max_tokens_per_gpu;  // packed tokens of a micro-batch
+  bool use_dynamic_batch_size = false;        // fill them as full as they get
+  bool balance_data = false;                  // equal tokens for all data-parallel ranks
   QkvFormat qkv_format = QkvFormat::kThd;     // both give the same bits
   bool moe_router_freeze_gate = true;
   bool freeze_e_score_correction_bias = true;
@@ -232,6 +236,16 @@ struct CheckpointOptions {
 struct DebugOptions {
   bool debug_rollout_only = false;
   std::optional<int64_t> debug_exit_after_rollout;  // stop after that many rollouts
+  std::optional<int64_t> trace_rollouts;            // write a trace of that many rollouts
+};
+
+/// bench: a model on random weights.
+struct BenchOptions {
+  std::optional<std::string> model;
+  BenchMode mode = BenchMode::kForward;
+  int64_t tokens = 4096, batch = 1, repetitions = 5;
+  Recompute recompute = Recompute::kLayer;
+  std::optional<double> peak_tflops, peak_gb_per_s;
 };
 
 /// score, generate, tokenize and other one-off commands.
@@ -250,6 +264,15 @@ struct ToolOptions {
   std::vector<std::string> diff;  // two paths, or one to compare `path` with
   bool verify = false;
   bool json = false;
+  // download, train and full-train
+  bool dry_run = false;
+};
+
+/// plan, and what --dry-run needs to know beside the recipe.
+struct PlanOptions {
+  std::optional<int64_t> sequence_tokens;  // of a sample; unset: longest prompt and response
+  std::optional<double> device_memory_gb, host_memory_gb;  // of a rank; unset: by --hardware
+  bool bf16_gradients = false, bf16_moments = false;
 };
 
 /// prepare-single, prepare-spmd and export-hf.
@@ -309,7 +332,6 @@ struct ServeOptions {
 /// accepted so that the recipe's lines work. No component reads them.
 struct AcceptedOptions {
   bool colocate = true;
-  bool balance_data = false;
   std::string recompute_granularity = "full", recompute_method = "uniform";
   int64_t recompute_num_layers = 1;
   double attention_dropout = 0.0, hidden_dropout = 0.0;
@@ -322,6 +344,12 @@ struct AcceptedOptions {
   std::optional<int64_t> update_weight_buffer_size, train_memory_margin_bytes;
   std::optional<int64_t> rollout_health_check_interval, rollout_health_check_timeout;
   std::optional<int64_t> sglang_server_concurrency;
+  bool allgather_cp = true;
+  std::optional<std::string> fp8_gemm_backend, moe_runner_backend, moe_a2a_backend, deepep_mode;
+  std::optional<int64_t> cuda_graph_max_bs;
+  std::optional<int64_t> router_health_success_threshold, router_health_failure_threshold;
+  std::optional<int64_t> router_health_check_interval_secs;
+  std::optional<int64_t> data_pad_size_multiplier, log_probs_chunk_size;
 };
 
 /// Where further options come from. Consumed by the parser.
@@ -347,6 +375,8 @@ struct Options {
   CheckpointOptions checkpoint;
   DebugOptions debug;
   ToolOptions tool;
+  BenchOptions bench;
+  PlanOptions plan;
   ConvertOptions convert;
   SftOptions sft;
   ServeOptions serve;

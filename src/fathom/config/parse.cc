@@ -150,6 +150,7 @@ class Parser {
   }
 
   void check_every_option() {
+    const bool on_paper = computes_on_paper(parsed_.command, parsed_.options);
     for (const Option& row : table_.rows()) {
       const State& s = state(row);
       const bool is_given = s.source > Source::kPreset || !s.origin.empty();
@@ -158,6 +159,8 @@ class Parser {
       if (contains(row.required_by, parsed_.command) && value.empty()) {
         problems_.push_back(str_cat("--", row.name, " is missing: ", row.help));
         state(row).is_bad = true;
+      } else if (on_paper && row.is_planned) {
+        continue;
       } else if (is_given && !row.refusal.empty() &&
                  !contains(row.all_built_for, parsed_.command) &&
                  std::find(row.built_values.begin(), row.built_values.end(), value) ==

@@ -48,14 +48,17 @@ std::string help_of(const Option& row, Command command) {
   if (const std::string range = row.range_text(); !range.empty()) fact(range);
   std::string text = row.help;
   if (!facts.empty()) text += " (" + facts + ")";
-  if (!row.refusal.empty() && !contains(row.all_built_for, command)) {
+  if (!row.refusal.empty() && !contains(row.all_built_for, command) &&
+      !(command == Command::kPlan && row.is_planned)) {
     std::string built;
     for (const std::string& v : row.built_values)
       if (!v.empty()) built += (built.empty() ? "" : ", ") + v;
     text += built.empty() ? " [not built]" : str_cat(" [built: ", built, "]");
   }
-  if (!row.no_effect.empty()) text += " [no effect]";
-  text += str_cat(" [env", kGlue, "var:", kGlue, environment_name(row.name), "]");
+  if (!row.no_effect.empty() && !(command == Command::kPlan && row.is_planned))
+    text += " [no effect]";
+  if (row.in_environment)
+    text += str_cat(" [env", kGlue, "var:", kGlue, environment_name(row.name), "]");
   return head + "\n" + wrapped(text, "      ");
 }
 

@@ -47,7 +47,8 @@ void check_launch(const ParsedCommand& p, Complaints& out) {
                            o.num_nodes)});
   // Stages that compute run as local ranks; getting and copying files does not.
   const bool computes = p.command != Command::kPrepareDownload &&
-                        p.command != Command::kPrepareSpmd && p.command != Command::kPrepareCp;
+                        p.command != Command::kPrepareSpmd && p.command != Command::kPrepareCp &&
+                        !computes_on_paper(p.command, p.options);
   if (computes && p.is_given("num-gpus-per-node") && o.num_gpus_per_node != o.num_procs)
     out.push_back({{"num-gpus-per-node", "num-procs"},
                    str_cat("--num-gpus-per-node ", o.num_gpus_per_node,

@@ -196,6 +196,7 @@ Assignments read_environment(const OptionTable& table, const Environment& enviro
   std::map<std::string, const Option*> rows, all_rows;
   const auto index = [](const OptionTable& from, std::map<std::string, const Option*>* to) {
     for (const Option& row : from.rows()) {
+      if (!row.in_environment) continue;
       (*to)[environment_name(row.name)] = &row;
       if (row.name.starts_with("sglang-"))
         to->emplace(environment_name(row.name.substr(7)), &row);  // an own name comes first

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <set>
 
 #include "fathom/base/error.h"
 #include "fathom/config/words.h"
@@ -198,6 +199,8 @@ std::string environment_name(const std::string& option_name) {
 
 OptionTable::OptionTable(Options& options) {
   describe_launch_options(*this, options);
+  describe_bench_options(*this, options);
+  describe_plan_options(*this, options);
   describe_hub_options(*this, options);
   describe_rollout_options(*this, options);
   describe_train_options(*this, options);
@@ -209,6 +212,10 @@ OptionTable::OptionTable(Options& options) {
 
 OptionTable::OptionTable(Command command, Options& options) : OptionTable(options) {
   std::erase_if(rows_, [&](const Option& row) { return !contains(row.commands, command); });
+  std::set<std::string> names;
+  for (const Option& row : rows_) {
+    FATHOM_ASSERT(names.insert(row.name).second, "option --", row.name, " is described twice");
+  }
   // Casts carry the names that the recipe's cast carries.
   if (contains(kPipeline, command)) options.convert.names = TensorNames::kSglang;
   // The page's recipe trains with seed 1234; a one-off command counts from 0.
@@ -230,7 +237,6 @@ void OptionTable::group(std::string name, CommandSet commands) {
 }
 
 Option& OptionTable::add(const std::string& name, Field field, std::string help) {
-  FATHOM_ASSERT(find(name) == nullptr, "option --", name, " is described twice");
   Option row;
   row.name = name;
   row.group = group_;

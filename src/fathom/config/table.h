@@ -45,6 +45,8 @@ struct Option {
   bool takes_any_word = false;  // the next word is the value whatever it looks like
   bool is_positional = false;   // may also be given without its name
   bool in_hash = true;
+  bool is_planned = false;                // plan and --dry-run take every value, built or not
+  bool in_environment = true;             // may be set by its environment variable
   std::vector<std::string> built_values;  // when `refusal` is set: the values that are built
   CommandSet all_built_for = 0;           // subcommands in which every value is
   std::string refusal;                    // sentence for any other value
@@ -63,6 +65,8 @@ struct Option {
   Option& any_word() { return takes_any_word = true, *this; }
   Option& positional() { return is_positional = true, *this; }
   Option& not_hashed() { return in_hash = false, *this; }
+  /// For a name that means something else to other subcommands.
+  Option& not_in_environment() { return in_environment = false, *this; }
   /// Other values are refused with the sentence.
   Option& built_only(std::vector<std::string> values, std::string sentence) {
     built_values = std::move(values);
@@ -71,6 +75,8 @@ struct Option {
   }
   /// In these subcommands no value is refused.
   Option& all_values_for(CommandSet set) { return all_built_for = set, *this; }
+  /// What is planned on paper takes every value.
+  Option& planned() { return is_planned = true, *this; }
   Option& without_effect(std::string sentence) { return no_effect = std::move(sentence), *this; }
 
   bool is_bool() const;
@@ -133,6 +139,8 @@ class OptionTable {
 
 // One file each.
 void describe_launch_options(OptionTable& table, Options& options);    // table_launch.cc
+void describe_bench_options(OptionTable& table, Options& options);     // table_bench.cc
+void describe_plan_options(OptionTable& table, Options& options);      // table_plan.cc
 void describe_hub_options(OptionTable& table, Options& options);       // table_hub.cc
 void describe_rollout_options(OptionTable& table, Options& options);   // table_rollout.cc
 void describe_train_options(OptionTable& table, Options& options);     // table_train.cc

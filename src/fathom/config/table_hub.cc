@@ -31,7 +31,12 @@ void describe_hub_options(OptionTable& table, Options& options) {
       .path();
   table.add("local-dir", &o.local_dir, "put the files here, not into the shared cache").path();
   table.add("force-download", &o.force_download, "fetch files that are there, too");
-  table.add("dry-run", &o.dry_run, "say what would be fetched");
+  table
+      .add("dry-run", &options.tool.dry_run,
+           "of download: say what would be fetched. Of train and full-train: build every rank's "
+           "shards, groups, schedule and messages on paper and run one step of them")
+      .for_commands(download | kTraining)
+      .not_hashed();
   table.add("token", &o.token, "access token; better given by HF_TOKEN, which no one else can see");
   table.add("max-workers", &o.max_workers, "files and ranges fetched at a time")
       .at_least(1)

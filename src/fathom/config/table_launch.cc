@@ -123,6 +123,7 @@ void describe_recipe(OptionTable& table, Options& options) {
       .not_hashed();
   table.add("optimizer-offload", &o.optimizer_offload, "optimizer state in host memory")
       .without_effect("on the CPU the optimizer's state is in host memory anyway.")
+      .planned()
       .not_hashed();
   table
       .add("use-fault-tolerance", &o.use_fault_tolerance,
@@ -139,7 +140,8 @@ void describe_machines(OptionTable& table, Options& options) {
   table.add("num-nodes", &o.num_nodes, "nodes in all; SLURM_JOB_NUM_NODES when that is set")
       .at_least(1)
       .built_only({"1"}, kOneNode)
-      .all_values_for(set_of(Command::kPrepareSpmd, Command::kPrepareCp));
+      .all_values_for(set_of(Command::kPrepareSpmd, Command::kPrepareCp))
+      .planned();
   table
       .add("num-gpus-per-node", &o.num_gpus_per_node,
            "local ranks on GPUs; on a CPU --num-procs counts")
@@ -157,7 +159,8 @@ void describe_machines(OptionTable& table, Options& options) {
       .built_only({"1"},
                   "Several local ranks are not built yet in this subcommand; --threads uses all "
                   "cores of one.")
-      .all_values_for(on_ranks | set_of(Command::kPrepareSpmd));
+      .all_values_for(on_ranks | set_of(Command::kPrepareSpmd))
+      .planned();
   table
       .add("distributed-timeout-minutes", &o.distributed_timeout_minutes,
            "minutes that a rank waits for another in one message or collective")
@@ -173,9 +176,12 @@ void describe_machines(OptionTable& table, Options& options) {
                              {"B200", Hardware::kB200},
                              {"B300", Hardware::kB300},
                              {"GB200", Hardware::kGb200},
-                             {"GB300", Hardware::kGb300}},
-                            "GPU type; says whether MXFP8 is possible")
+                             {"GB300", Hardware::kGb300},
+                             {"CPU", Hardware::kCpu}},
+                            "what plan plans for; else it only says whether MXFP8 is possible. "
+                            "auto: CPU with --num-procs, else H200")
       .without_effect("it says whether MXFP8 is possible, which is not built.")
+      .planned()
       .not_hashed();
   table
       .add("rollout-num-nodes", &o.rollout_num_nodes,

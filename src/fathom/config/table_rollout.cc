@@ -170,20 +170,25 @@ void describe_engine(OptionTable& table, Options& options) {
       .not_hashed();
   table.add("rollout-num-gpus-per-engine", &o.rollout_num_gpus_per_engine, "ranks of an engine")
       .at_least(1)
-      .built_only({"1"}, one_rank);
+      .built_only({"1"}, one_rank)
+      .planned();
   table.add("sglang-tp-size", &o.tp_size, "tensor parallel size of an engine")
       .at_least(1)
-      .built_only({"1"}, one_rank);
+      .built_only({"1"}, one_rank)
+      .planned();
   table.add("sglang-dp-size", &o.dp_size, "data parallel size of an engine's attention")
       .at_least(1)
-      .built_only({"1"}, one_rank);
+      .built_only({"1"}, one_rank)
+      .planned();
   table.add("sglang-ep-size", &o.ep_size, "expert parallel size of an engine")
       .at_least(1)
-      .built_only({"1"}, one_rank);
+      .built_only({"1"}, one_rank)
+      .planned();
   table
       .add("sglang-enable-dp-attention", &o.enable_dp_attention,
            "data parallel attention beside expert parallel experts")
-      .built_only({"false"}, one_rank);
+      .built_only({"false"}, one_rank)
+      .planned();
 }
 
 void describe_reward_and_eval(OptionTable& table, Options& options) {

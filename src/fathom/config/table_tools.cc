@@ -25,7 +25,8 @@ void describe_files(OptionTable& table, Options& options) {
   table.add("diff", &o.diff, "A B: what differs between two checkpoints; or PATH --diff B");
   table.add("verify", &o.verify,
             "read every byte: checksums, and hashes of downloads where they are known");
-  table.add("json", &o.json, "print JSON, with every tensor, in place of a table");
+  table.add("json", &o.json, "print JSON, in inspect with every tensor, in place of a table")
+      .for_commands(set_of(Command::kInspect, Command::kBench, Command::kPlan));
 }
 
 void describe_score_and_generate(OptionTable& table, Options& options) {

@@ -85,7 +85,7 @@ void describe_batches(OptionTable& table, Options& options) {
   table.group("Training step", kPipeline);
   table.add("seed", &o.seed, "seed of what is random and has no seed of its own")
       .at_least(0)
-      .for_commands(trains | set_of(Command::kGenerate));
+      .for_commands(trains | set_of(Command::kGenerate, Command::kBench));
   table
       .add("global-batch-size", &o.global_batch_size,
            "samples of an optimizer step; unset: a rollout's samples / --num-steps-per-rollout")
@@ -97,18 +97,23 @@ void describe_batches(OptionTable& table, Options& options) {
       .at_least(1);
   table
       .add("micro-batch-size", &o.micro_batch_size,
-           "samples computed at a time; they are packed up to --max-tokens-per-gpu instead")
+           "samples computed at a time; unset: as many as --max-tokens-per-gpu takes. Results do "
+           "not depend on it")
       .at_least(1)
-      .without_effect(
-          "samples are packed up to --max-tokens-per-gpu tokens, and where they are "
-          "cut changes no bits.")
       .not_hashed();
   table
       .add("max-tokens-per-gpu", &o.max_tokens_per_gpu,
-           "tokens packed into a micro-batch; unset: 8192. Results do not depend on it")
+           "tokens packed into a micro-batch, of a longer sample that alone; unset: 8192. Results "
+           "do not depend on it")
       .at_least(1)
       .for_commands(trains)
       .not_hashed();
+  table
+      .add("use-dynamic-batch-size", &o.use_dynamic_batch_size,
+           "fill micro-batches up to --max-tokens-per-gpu, whatever --micro-batch-size says")
+      .not_hashed();
+  table.add("balance-data", &o.balance_data,
+            "deal samples to data-parallel ranks by their tokens, in place of runs of neighbours");
   table
       .add_choice<QkvFormat>("qkv-format", &o.qkv_format,
                              {{"thd", QkvFormat::kThd}, {"bshd", QkvFormat::kBshd}},
@@ -129,49 +134,56 @@ void describe_batches(OptionTable& table, Options& options) {
 
 void describe_layout(OptionTable& table, Options& options) {
   ParallelOptions& o = options.parallel;
-  const std::string one_rank =
-      "Splitting the model over ranks is not built yet; this build computes in one process.";
+  const std::string one_stage =
+      "Rollout by the stages of a pipeline is not built yet; sft and score run in stages.";
   table.group("Layout", kPipeline);
-  // A conversion writes for any layout; nothing computes in it.
+  // A conversion writes for any layout; these compute in it.
   const CommandSet converts = set_of(Command::kPrepareSpmd);
-  const auto size = [&](const std::string& name, int64_t* field, const std::string& help,
-                        CommandSet all_values_for) {
-    table.add(name, field, help)
-        .at_least(1)
-        .built_only({"1"}, one_rank)
-        .all_values_for(all_values_for);
+  const CommandSet computes = kTraining | set_of(Command::kSft, Command::kScore);
+  const auto size = [&](const std::string& name, int64_t* field, const std::string& help) {
+    table.add(name, field, help).at_least(1).for_commands(kPipeline | computes);
   };
-  size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product",
-       converts);
-  size("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
-       "ranks that share the layers", converts);
-  size("context-parallel-size", &o.context_parallel_size, "ranks that share a sequence",
-       /*all_values_for=*/0);
-  size("expert-model-parallel-size", &o.expert_model_parallel_size, "ranks that share the experts",
-       converts);
-  size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert",
-       converts);
-  table.add("sequence-parallel", &o.sequence_parallel, "split norms over the tensor parallel ranks")
-      .built_only({"false"}, one_rank);
+  size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product");
+  // What trains on answers of its own also runs an engine, which has all layers.
+  const CommandSet in_stages = converts | set_of(Command::kSft, Command::kScore);
+  table
+      .add("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
+           "ranks that share the layers")
+      .at_least(1)
+      .built_only({"1"}, one_stage)
+      .all_values_for(in_stages)
+      .for_commands(kPipeline | computes)
+      .planned();
+  size("context-parallel-size", &o.context_parallel_size, "ranks that share a sequence");
+  size("expert-model-parallel-size", &o.expert_model_parallel_size, "ranks that share the experts");
+  size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert");
+  table
+      .add("sequence-parallel", &o.sequence_parallel,
+           "the tensor parallel ranks also share what lies between the products: norms and streams")
+      .for_commands(kPipeline | computes);
   table
       .add("decoder-first-pipeline-num-layers", &o.decoder_first_pipeline_num_layers,
            "layers of the first pipeline stage")
       .at_least(1)
-      .built_only({}, one_rank)
-      .all_values_for(converts);
+      .built_only({}, one_stage)
+      .all_values_for(in_stages)
+      .for_commands(kPipeline | computes)
+      .planned();
   table
       .add("decoder-last-pipeline-num-layers", &o.decoder_last_pipeline_num_layers,
            "layers of the last pipeline stage")
       .at_least(1)
-      .built_only({}, one_rank)
-      .all_values_for(converts);
+      .built_only({}, one_stage)
+      .all_values_for(in_stages)
+      .for_commands(kPipeline | computes)
+      .planned();
   table
       .add(
           "make-vocab-size-divisible-by", &o.make_vocab_size_divisible_by,
           "ranks share a vocabulary that is padded to a multiple of this times the tensor parallel "
           "size; the padding is not stored")
       .at_least(1)
-      .for_commands(converts)
+      .for_commands(kPipeline)
       .not_hashed();
 }
 
@@ -218,6 +230,12 @@ void describe_checkpoint(OptionTable& table, Options& options) {
   table
       .add("debug-exit-after-rollout", &d.debug_exit_after_rollout,
            "stop after so many steps, leaving the run unfinished")
+      .at_least(1)
+      .not_hashed();
+  table
+      .add("trace-rollouts", &d.trace_rollouts,
+           "write where the time of the first steps goes, of all ranks, to trace.json in the run's "
+           "directory, for ui.perfetto.dev")
       .at_least(1)
       .not_hashed();
 }

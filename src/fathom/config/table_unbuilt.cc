@@ -94,13 +94,11 @@ void describe_unbuilt_options(OptionTable& table) {
                     "Prompts are text in DeepSeek-V4's own chat encoding; others are not built.");
   table.add_unbuilt({"enable-mtp-training", "use-opd", "lora-rank"},
                     "MTP training in RL, distillation and LoRA are not built yet.");
-  table.add_unbuilt({"use-dynamic-batch-size", "balance-by-flops", "allow-partial-train-step",
-                     "use-dynamic-global-batch-size", "log-probs-max-tokens-per-gpu",
-                     "log-probs-chunk-size", "data-pad-size-multiplier"},
+  table.add_unbuilt({"balance-by-flops", "allow-partial-train-step",
+                     "use-dynamic-global-batch-size", "log-probs-max-tokens-per-gpu"},
                     "Samples are always packed, up to --max-tokens-per-gpu tokens; this option is "
                     "not built.");
-  table.add_unbuilt({"allgather-cp", "custom-megatron-post-save-hook-path"},
-                    "Context parallelism and Megatron hooks are not built.");
+  table.add_unbuilt({"custom-megatron-post-save-hook-path"}, "There is no Megatron to hook into.");
   table.add_unbuilt({"async-save", "no-save-optim", "save-hf", "save-trigger-sentinel"},
                     "Checkpoints are saved whole, between two steps; `fathom export-hf` writes "
                     "Hugging Face files. This option is not built yet.");

@@ -55,6 +55,13 @@ Group::Group(World* world, std::vector<int> ranks) : world_(world), ranks_(std::
   for (int r : ranks_) tag_ = mix64(tag_, static_cast<uint64_t>(r));
 }
 
+Group Group::subset(const std::vector<int>& members) const {
+  if (world_ == nullptr) return {};
+  std::vector<int> ranks;
+  for (int m : members) ranks.push_back(ranks_.at(static_cast<size_t>(m)));
+  return {world_, std::move(ranks)};
+}
+
 void Group::run(std::vector<Outgoing> out, std::vector<Incoming> in, const char* what) const {
   if (world_ == nullptr) {
     FATHOM_ASSERT(out.empty() && in.empty());
@@ -65,6 +72,10 @@ void Group::run(std::vector<Outgoing> out, std::vector<Incoming> in, const char*
   uint64_t tag = tag_;
   for (const char* c = what; *c != '\0'; ++c) tag = mix64(tag, static_cast<uint64_t>(*c));
   world_->exchange(out, in, tag, what);
+}
+
+void Group::observe_world(World::Observer observer) const {
+  if (world_ != nullptr) world_->observe(std::move(observer));
 }
 
 void Group::barrier() const {

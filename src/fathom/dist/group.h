@@ -31,6 +31,11 @@ class Group {
   int size() const { return static_cast<int>(ranks_.size()); }
   const std::vector<int>& world_ranks() const { return ranks_; }
 
+  /// As World::observe(), of the world that the group is part of; nothing for one rank alone.
+  void observe_world(World::Observer observer) const;
+  /// The group of some of the members, of which this process is one.
+  Group subset(const std::vector<int>& members) const;
+
   /// Returns when all members have called it.
   void barrier() const;
   /// From member `root` to all others.

@@ -72,6 +72,7 @@ struct World::Impl {
   std::vector<Socket> data;  // by rank
   std::vector<uint32_t> sent, received;
   Traffic traffic;
+  Observer observer;
   bool is_over = false;  // finished, or has told its failure
 
   std::thread watcher;
@@ -301,6 +302,8 @@ void World::finish() {
 
 Traffic World::traffic() const { return impl_->traffic; }
 
+void World::observe(Observer observer) { impl_->observer = std::move(observer); }
+
 namespace {
 
 /// The state of one exchange: what is still to be sent and received.
@@ -454,9 +457,13 @@ void World::exchange(std::span<const Outgoing> out, std::span<const Incoming> in
                  exchange.waited_for(),
                  "\n  fix: look at that rank's log; --distributed-timeout-minutes sets the limit");
   }
-  for (const Outgoing& o : out) w.traffic.bytes_sent += o.rank == rank() ? 0 : o.num_bytes;
+  int64_t bytes_sent = 0;
+  for (const Outgoing& o : out) bytes_sent += o.rank == rank() ? 0 : o.num_bytes;
+  const Deadline end = Clock::now();
+  w.traffic.bytes_sent += bytes_sent;
   ++w.traffic.num_operations;
-  w.traffic.seconds += std::chrono::duration<double>(Clock::now() - start).count();
+  w.traffic.seconds += std::chrono::duration<double>(end - start).count();
+  if (w.observer) w.observer(what, bytes_sent, start, end);
 }
 
 }  // namespace fathom::dist

@@ -96,6 +96,11 @@ class World {
                 const char* what);
 
   Traffic traffic() const;
+  /// Told of every message and collective of more than one rank, after it. Null: nobody.
+  using Observer = std::function<void(const char* what, int64_t bytes_sent,
+                                      std::chrono::steady_clock::time_point begin,
+                                      std::chrono::steady_clock::time_point end)>;
+  void observe(Observer observer);
 
  private:
   struct Impl;

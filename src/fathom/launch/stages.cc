@@ -302,7 +302,7 @@ void Launcher::train() {
 }
 
 std::string default_recipe_dir() {
-  if (directory_exists(FATHOM_RECIPE_DIR)) return FATHOM_RECIPE_DIR;
+  // An installed program brings its own.
   std::error_code error;
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
   for (const char* beside : {"../share/fathom/configs", "../configs"}) {

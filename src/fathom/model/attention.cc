@@ -1,5 +1,9 @@
-// Legend: T tokens, S segments, D hidden, H heads, hd head dim, Rq query rank, G groups, Ro output
-// rank.
+// Legend: T tokens, S segments, D hidden, H heads and G groups of this rank, hd head dim, Rq query
+// rank, Ro output rank.
+//
+// The ranks of tp have different heads and groups. Everything else (low-rank queries, window keys,
+// compressor, indexer) each of them computes for all rows, so what they have of gradients there is
+// whole as soon as the heads' parts have been added.
 #include "fathom/model/attention.h"
 
 #include <algorithm>
@@ -19,6 +23,7 @@
 #include "fathom/kernels/rows/rows.h"
 #include "fathom/kernels/sparse_attention/sparse_attention.h"
 #include "fathom/model/projection.h"
+#include "fathom/model/row_exchange.h"
 #include "fathom/model/sequence_state.h"
 
 namespace fathom {
@@ -45,8 +50,8 @@ float attention_scale(const ModelConfig& c) {
 /// Pools the batch's tokens into `pooled`, segment by segment from its state. A forward that passes
 /// a checkpoint stops there to copy the state: wave i holds every segment's i-th stretch.
 void pool(const ExecContext& ctx, const CompressorWeights& w, const Batch& batch,
-          const BatchPlan& plan, const RatioPlan& ratio, int64_t layer, bool for_indexer,
-          const CompressorActivations& a) {
+          const RatioPlan& ratio, int64_t layer, bool for_indexer, const CompressorActivations& a,
+          const Tensor& pooled) {
   struct Copy {
     std::span<float> to;
     const float* from;
@@ -59,18 +64,18 @@ void pool(const ExecContext& ctx, const CompressorWeights& w, const Batch& batch
   const auto state_of = [&](const LayerState& l) {
     return for_indexer ? l.indexer_compressor : l.compressor;
   };
-  for (int64_t s = 0; s < plan.S; ++s) {
-    const Segment& segment = batch.segments[static_cast<size_t>(s)];
+  for (const PoolStretch& stretch : ratio.stretches) {
+    const Segment& segment = batch.segments[static_cast<size_t>(stretch.segment)];
     float* state =
         segment.state == nullptr ? nullptr : state_of(segment.state->layer(layer)).data();
-    const int64_t first_entry = segment.start_pos / w.ratio;
-    int64_t position = segment.start_pos;
+    int64_t position = stretch.first_position;
     size_t wave = 0;
     const auto run_to = [&](int64_t end) {
       if (wave == waves.size()) waves.emplace_back();
       waves[wave].runs.push_back(
-          {.first_row = plan.row_begin[static_cast<size_t>(s)] + position - segment.start_pos,
-           .first_entry = ratio.entry_begin[s] + position / w.ratio - first_entry,
+          {.first_row = stretch.first_row + position - stretch.first_position,
+           .first_entry =
+               stretch.first_entry + position / w.ratio - stretch.first_position / w.ratio,
            .start_pos = position,
            .num_tokens = end - position,
            .state = state});
@@ -81,7 +86,7 @@ void pool(const ExecContext& ctx, const CompressorWeights& w, const Batch& batch
       waves[wave++].copies.push_back(
           {state_of(checkpoint.block->layer(segment.state->layout(), layer)), state});
     }
-    run_to(segment.start_pos + segment.num_tokens);
+    run_to(stretch.first_position + stretch.num_tokens);
   }
   for (const Wave& wave : waves) {
     compressor_fwd_runs(ctx,
@@ -94,7 +99,7 @@ void pool(const ExecContext& ctx, const CompressorWeights& w, const Batch& batch
                          .coff = w.coff,
                          .c = w.width,
                          .state = nullptr,
-                         .entries = a.pooled.f32()},
+                         .entries = pooled.f32()},
                         wave.runs);
     for (const Copy& copy : wave.copies) {
       copy_memory(ctx.device, copy.to.data(), copy.from, copy.to.size_bytes());
@@ -109,20 +114,22 @@ CompressorActivations compress(const ExecContext& ctx, const ModelConfig& c,
                                int64_t layer, bool for_indexer) {
   const RatioPlan& ratio = plan.ratio_plan(w.ratio);
   CompressorActivations a;
-  a.values = project(ctx, w.wkv, x);
-  a.gates = project(ctx, w.wgate, x);
-  a.pooled = Tensor::empty(ctx, {ratio.num_entries(), w.width});
-  pool(ctx, w, batch, plan, ratio, layer, for_indexer, a);
+  a.values = ratio.token_rows.fetch(ctx, project(ctx, w.wkv, x));
+  a.gates = ratio.token_rows.fetch(ctx, project(ctx, w.wgate, x));
+  const Tensor pooled = Tensor::empty(ctx, {ratio.num_leads + ratio.num_own(), w.width});
+  pool(ctx, w, batch, ratio, layer, for_indexer, a, pooled);
+  a.pooled = pooled.rows(ratio.num_leads, pooled.dim(0));
   rounding.activation(ctx, a.pooled);
-  a.entries = rounding.activation(ctx, normed(ctx, a.pooled, &w.norm, c.rms_norm_eps));
-  rotate(ctx, ratio.entry_rope, a.entries.f32(), ratio.num_entries(), 1, w.width,
-         c.qk_rope_head_dim, /*inverse=*/false);
-  rounding.activation(ctx, a.entries);
+  const Tensor own = rounding.activation(ctx, normed(ctx, a.pooled, &w.norm, c.rms_norm_eps));
+  rotate(ctx, ratio.entry_rope, own.f32(), ratio.num_own(), 1, w.width, c.qk_rope_head_dim,
+         /*inverse=*/false);
+  rounding.activation(ctx, own);
   if (for_indexer) {
-    rounding.indexer(ctx, a.entries, w.width);
+    rounding.indexer(ctx, own, w.width);
   } else {
-    rounding.latent(ctx, a.entries, c.qk_rope_head_dim);
+    rounding.latent(ctx, own, c.qk_rope_head_dim);
   }
+  a.entries = ratio.entries.fetch(ctx, own);
   std::vector<EntryRun> runs;
   const EntryFormat* format = nullptr;
   for (int64_t s = 0; s < plan.S; ++s) {
@@ -205,7 +212,7 @@ Tensor window_rows(const ExecContext& ctx, const ModelConfig& c, const Batch& ba
 void pick_entries(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
                   const IndexerWeights& w, const Batch& batch, const BatchPlan& plan,
                   const LayerId& id, const Tensor& x, AttentionActivations* acts) {
-  const int64_t T = plan.T, Hi = c.index_n_heads, di = c.index_head_dim, K = c.index_topk;
+  const int64_t T = x.dim(0), Hi = c.index_n_heads, di = c.index_head_dim, K = c.index_topk;
   const RatioPlan& ratio = plan.ratio_plan(w.compressor.ratio);
   const CompressorActivations keys = compress(ctx, c, rounding, w.compressor, batch, plan, x,
                                               id.state_layer, /*for_indexer=*/true);
@@ -223,8 +230,8 @@ void pick_entries(const ExecContext& ctx, const ModelConfig& c, const Rounding& 
   indexer_topk(ctx, {.q = q.f32(),
                      .weights = weights.f32(),
                      .segment_pages = pages.pages.data(),
-                     .segment_of = plan.segment_of.data(),
-                     .num_visible = ratio.num_visible.data(),
+                     .segment_of = plan.segment_of.data() + plan.context_rows.begin,
+                     .num_visible = ratio.num_visible.data() + plan.context_rows.begin,
                      .T = T,
                      .Hi = Hi,
                      .di = di,
@@ -245,7 +252,7 @@ EntryCounts entry_counts(const ModelConfig& c, const AttentionWeights& w, const 
                          const AttentionActivations& acts) {
   if (!w.compressor) return {plan.no_entries.data(), 0};
   const RatioPlan& ratio = plan.ratio_plan(w.ratio);
-  if (!w.indexer) return {ratio.num_visible.data(), ratio.max_visible};
+  if (!w.indexer) return {ratio.num_visible.data() + plan.context_rows.begin, ratio.max_visible};
   return {acts.num_picks.i32(), std::min(ratio.max_visible, c.index_topk)};
 }
 
@@ -254,17 +261,17 @@ SparseAttentionFwd attention_params(const ModelConfig& c, const AttentionWeights
   const EntryCounts entries = entry_counts(c, w, plan, acts);
   return {.q = acts.q.f32(),
           .window_kv = acts.window_kv.f32(),
-          .window_begin = plan.window_begin.data(),
-          .window_count = plan.window_count.data(),
+          .window_begin = plan.window_begin.data() + plan.context_rows.begin,
+          .window_count = plan.window_count.data() + plan.context_rows.begin,
           .segment_pages = acts.pages.pages.data(),
-          .segment_of = plan.segment_of.data(),
+          .segment_of = plan.segment_of.data() + plan.context_rows.begin,
           .picks = w.indexer ? acts.picks.i32() : nullptr,
           .picks_stride = c.index_topk,
           .num_picks = entries.counts,
           .sink = w.attn_sink.data(),
           .scale = attention_scale(c),
-          .T = plan.T,
-          .H = c.num_attention_heads,
+          .T = plan.context_rows.count,
+          .H = w.attn_sink.numel(),
           .hd = c.head_dim,
           .max_window = plan.max_window,
           .max_picks = entries.max,
@@ -280,10 +287,37 @@ Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const Attention
                    Tensor* kv_raw) {
   *kv_raw = w.rounding.activation(ctx, project(ctx, w.wkv, x));
   const Tensor kv = w.rounding.activation(ctx, normed(ctx, *kv_raw, &w.kv_norm, c.rms_norm_eps));
-  rotate(ctx, plan.rope(w.ratio), kv.f32(), plan.T, 1, c.head_dim, c.qk_rope_head_dim,
+  rotate(ctx, plan.rope(w.ratio), kv.f32(), x.dim(0), 1, c.head_dim, c.qk_rope_head_dim,
          /*inverse=*/false);
   w.rounding.latent(ctx, w.rounding.activation(ctx, kv), c.qk_rope_head_dim);
-  return window_rows(ctx, c, batch, plan, kv, layer);
+  return window_rows(ctx, c, batch, plan, plan.window_rows.fetch(ctx, kv), layer);
+}
+
+/// The rank's streams' rows -> all rows of its context, and back.
+Tensor gather_context(const BatchPlan& plan, const Tensor& own) {
+  return plan.layout->sequence_parallel ? gather_rows_of(plan.layout->tp, plan.context_rows, own)
+                                        : own;
+}
+Tensor own_of_context(const BatchPlan& plan, const Tensor& all) {
+  return plan.layout->sequence_parallel ? own_rows_of(plan.layout->tp, plan.context_rows, all)
+                                        : all;
+}
+
+/// wo_b z for the rank's streams, rounded once.
+Tensor project_output(const ExecContext& ctx, const AttentionWeights& w, const BatchPlan& plan,
+                      const Tensor& z) {
+  const Layout& layout = *plan.layout;
+  if (!w.wo_b.is_sharded()) {
+    return w.rounding.activation(
+        ctx, project(ctx, w.wo_b, own_of_context(plan, z), row_parallel_parts(w.wo_b)));
+  }
+  Tensor y = project(ctx, w.wo_b, z, row_parallel_parts(w.wo_b));
+  if (layout.sequence_parallel) {
+    y = sum_own_rows_of(layout.tp, plan.context_rows, y, dist::SumOrder::kTree);
+  } else {
+    layout.tp.sum(y.f32(), y.numel(), dist::SumOrder::kTree);
+  }
+  return w.rounding.activation(ctx, y);
 }
 
 }  // namespace
@@ -291,20 +325,26 @@ Tensor window_keys(const ExecContext& ctx, const ModelConfig& c, const Attention
 void attention_window(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
                       const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x) {
   Tensor kv_raw;
-  window_keys(ctx, c, w, batch, plan, layer, x, &kv_raw);
+  window_keys(ctx, c, w, batch, plan, layer, gather_context(plan, x), &kv_raw);
 }
 
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const AttentionWeights& w,
                          const Batch& batch, const BatchPlan& plan, const LayerId& id,
-                         const Tensor& x, AttentionActivations* acts) {
-  const int64_t T = plan.T, H = c.num_attention_heads, hd = c.head_dim, G = c.o_groups;
+                         const Tensor& own_x, AttentionActivations* acts) {
+  const int64_t T = plan.context_rows.count, H = w.attn_sink.numel(), hd = c.head_dim;
+  const int64_t G = w.wo_a.panels.num_blocks;
+  const dist::Group& tp = plan.layout->tp;
   const RotaryTable& rope = plan.rope(w.ratio);
   AttentionActivations& a = *acts;
+  a.x = gather_context(plan, own_x);
+  const Tensor& x = a.x;
 
   const Rounding& rounding = w.rounding;
   a.q_low = rounding.activation(ctx, project(ctx, w.wq_a, x));
   a.q_normed = rounding.activation(ctx, normed(ctx, a.q_low, &w.q_norm, c.rms_norm_eps));
-  a.q_raw = rounding.activation(ctx, project(ctx, w.wq_b, a.q_normed)).reshape({T, H, hd});
+  Tensor q_raw = rounding.activation(ctx, project(ctx, w.wq_b, a.q_normed));
+  if (q_raw.dim(1) != H * hd) q_raw = columns_of(q_raw, H * hd * tp.rank(), H * hd);
+  a.q_raw = q_raw.reshape({T, H, hd});
   a.q = rounding.activation(ctx, normed(ctx, a.q_raw, nullptr, c.rms_norm_eps));
   rotate(ctx, rope, a.q.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
   rounding.activation(ctx, a.q);
@@ -342,7 +382,8 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& c, const Att
                      .K = w.wo_a.panels.cols});
   }
   rounding.activation(ctx, a.z);
-  return rounding.activation(ctx, project(ctx, w.wo_b, a.z, row_parallel_parts(w.wo_b)));
+  if (!w.wo_b.is_sharded()) a.z = gather_columns(tp, a.z);
+  return project_output(ctx, w, plan, a.z);
 }
 
 namespace {
@@ -350,22 +391,33 @@ namespace {
 /// Gradients of the compressor's branch; adds to dx.
 void compress_backward(const ExecContext& ctx, const ModelConfig& c, CompressorWeights& w,
                        const BatchPlan& plan, const Tensor& x, const CompressorActivations& acts,
-                       Tensor dentries, Tensor* dx) {
+                       const Tensor& dseen, Tensor* dx) {
   const RatioPlan& ratio = plan.ratio_plan(w.ratio);
   const int64_t row = w.coff * w.width;
-  rotate(ctx, ratio.entry_rope, dentries.f32(), ratio.num_entries(), 1, w.width, c.qk_rope_head_dim,
+  const Tensor dentries = ratio.entries.give_back(ctx, dseen);
+  rotate(ctx, ratio.entry_rope, dentries.f32(), ratio.num_own(), 1, w.width, c.qk_rope_head_dim,
          /*inverse=*/true);
-  const Tensor dpooled = normed_backward(ctx, acts.pooled, &w.norm, c.rms_norm_eps, dentries);
-  Tensor dvalues = Tensor::empty(ctx, acts.values.shape());
-  Tensor dgates = Tensor::empty(ctx, acts.gates.shape());
-  for (int64_t s = 0; s < plan.S; ++s) {
-    const size_t i = static_cast<size_t>(s);
-    const int64_t begin = plan.row_begin[i];
+  Tensor dpooled = normed_backward(ctx, acts.pooled, &w.norm, c.rms_norm_eps, dentries);
+  if (ratio.num_leads > 0) {
+    // The entry in front, which only opens the overlap here, has its gradient elsewhere.
+    const Tensor padded = Tensor::zeros(ctx, {ratio.num_leads + ratio.num_own(), w.width});
+    copy_memory(ctx.device, padded.rows(ratio.num_leads, padded.dim(0)).bytes(), dpooled.bytes(),
+                static_cast<size_t>(dpooled.num_bytes()));
+    dpooled = padded;
+  }
+  // Rows of other ranks that no stretch here covers keep the zeros.
+  const bool covered = ratio.token_rows.group.size() == 1;
+  Tensor dvalues =
+      covered ? Tensor::empty(ctx, acts.values.shape()) : Tensor::zeros(ctx, acts.values.shape());
+  Tensor dgates =
+      covered ? Tensor::empty(ctx, acts.gates.shape()) : Tensor::zeros(ctx, acts.gates.shape());
+  for (const PoolStretch& stretch : ratio.stretches) {
+    const int64_t begin = stretch.first_row;
     compressor_bwd(ctx, {.v = acts.values.f32() + begin * row,
                          .g = acts.gates.f32() + begin * row,
                          .ape = w.ape.data(),
-                         .dentries = dpooled.f32() + ratio.entry_begin[s] * w.width,
-                         .num_tokens = plan.row_begin[i + 1] - begin,
+                         .dentries = dpooled.f32() + stretch.first_entry * w.width,
+                         .num_tokens = stretch.num_tokens,
                          .ratio = w.ratio,
                          .coff = w.coff,
                          .c = w.width,
@@ -373,20 +425,26 @@ void compress_backward(const ExecContext& ctx, const ModelConfig& c, CompressorW
                          .dg = dgates.f32() + begin * row,
                          .dape = w.ape.grad_or_null()});
   }
-  project_backward(ctx, w.wkv, x, dvalues, dx, /*accumulate=*/true);
-  project_backward(ctx, w.wgate, x, dgates, dx, /*accumulate=*/true);
+  project_backward(ctx, w.wkv, x, ratio.token_rows.give_back(ctx, dvalues), dx,
+                   /*accumulate=*/true);
+  project_backward(ctx, w.wgate, x, ratio.token_rows.give_back(ctx, dgates), dx,
+                   /*accumulate=*/true);
 }
 
 }  // namespace
 
 Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, AttentionWeights& w,
-                          const BatchPlan& plan, const Tensor& x, const AttentionActivations& a,
+                          const BatchPlan& plan, const AttentionActivations& a,
                           const Tensor& dout) {
-  const int64_t T = plan.T, H = c.num_attention_heads, hd = c.head_dim, G = c.o_groups;
+  const int64_t T = plan.context_rows.count, H = w.attn_sink.numel(), hd = c.head_dim;
+  const int64_t G = w.wo_a.panels.num_blocks, width = G * c.o_lora_rank;
+  const dist::Group& tp = plan.layout->tp;
   const RotaryTable& rope = plan.rope(w.ratio);
+  const Tensor& x = a.x;
 
   Tensor dz = Tensor::empty(ctx, a.z.shape());
-  project_backward(ctx, w.wo_b, a.z, dout, &dz, /*accumulate=*/false);
+  project_backward(ctx, w.wo_b, a.z, gather_context(plan, dout), &dz, /*accumulate=*/false);
+  if (dz.dim(1) != width) dz = columns_of(dz, width * tp.rank(), width);
   Tensor d_o = Tensor::empty(ctx, a.o.shape());
   for (int64_t g = 0; g < G; ++g) {
     const int64_t K = w.wo_a.panels.cols, N = c.o_lora_rank;
@@ -413,7 +471,7 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
   rotate(ctx, rope, d_o.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/false);
 
   Tensor dq = Tensor::empty(ctx, a.q.shape());
-  Tensor dkv = Tensor::zeros(ctx, {plan.num_window_rows, hd});
+  Tensor dwindow = Tensor::zeros(ctx, {plan.num_window_rows, hd});
   Tensor dsink = Tensor::zeros(ctx, {H});
   Tensor dentries;
   if (w.compressor) dentries = Tensor::zeros(ctx, a.compressor.entries.shape());
@@ -426,19 +484,24 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
             .num_segments = plan.S,
             .num_entries = w.compressor ? plan.ratio_plan(w.ratio).num_entries() : 0,
             .dq = dq.f32(),
-            .dwindow_kv = dkv.f32(),
+            .dwindow_kv = dwindow.f32(),
             .dcompressed = w.compressor ? dentries.f32() : nullptr,
             .dsink = w.attn_sink.grad.defined() ? w.attn_sink.grad.f32() : dsink.f32()});
 
+  tp.sum(dwindow.f32(), dwindow.numel());  // of all heads
+  if (w.compressor) tp.sum(dentries.f32(), dentries.numel());
+
   rotate(ctx, rope, dq.f32(), T, H, hd, c.qk_rope_head_dim, /*inverse=*/true);
-  const Tensor dq_raw = normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq);
+  Tensor dq_raw = normed_backward(ctx, a.q_raw, nullptr, c.rms_norm_eps, dq).reshape({T, H * hd});
+  if (!w.wq_b.is_sharded()) dq_raw = gather_columns(tp, dq_raw);
   Tensor dq_normed = Tensor::empty(ctx, a.q_normed.shape());
-  project_backward(ctx, w.wq_b, a.q_normed, dq_raw.reshape({T, H * hd}), &dq_normed,
-                   /*accumulate=*/false);
+  project_backward(ctx, w.wq_b, a.q_normed, dq_raw, &dq_normed, /*accumulate=*/false);
+  if (w.wq_b.is_sharded()) tp.sum(dq_normed.f32(), dq_normed.numel());
   const Tensor dq_low = normed_backward(ctx, a.q_low, &w.q_norm, c.rms_norm_eps, dq_normed);
   Tensor dx = Tensor::empty(ctx, x.shape());
   project_backward(ctx, w.wq_a, x, dq_low, &dx, /*accumulate=*/false);
 
+  const Tensor dkv = plan.window_rows.give_back(ctx, dwindow);
   rotate(ctx, rope, dkv.f32(), T, 1, hd, c.qk_rope_head_dim, /*inverse=*/true);
   const Tensor dkv_raw = normed_backward(ctx, a.kv_raw, &w.kv_norm, c.rms_norm_eps, dkv);
   project_backward(ctx, w.wkv, x, dkv_raw, &dx, /*accumulate=*/true);
@@ -446,7 +509,7 @@ Tensor attention_backward(const ExecContext& ctx, const ModelConfig& c, Attentio
   if (w.compressor) {
     compress_backward(ctx, c, *w.compressor, plan, x, a.compressor, dentries, &dx);
   }
-  return dx;
+  return own_of_context(plan, dx);
 }
 
 }  // namespace fathom

@@ -12,10 +12,11 @@
 
 namespace fathom {
 
-// T tokens, D hidden, H heads, hd head dim, Rq query rank, G groups, Ro output rank, N new entries.
+// T tokens (of the context, where ranks share the rows of a batch), D hidden, H this rank's heads, hd head dim, Rq query rank, G this rank's groups, Ro
+// output rank, N new entries.
 struct CompressorActivations {
-  Tensor values, gates;  // [T, coff * width] projections, ape not added
-  Tensor pooled;         // [N, width] before the norm
+  Tensor values, gates;  // [rows behind own entries, coff * width] projections, ape not added
+  Tensor pooled;         // [own new entries, width] before the norm
   Tensor entries;        // [N, width] normed and rotated
 };
 
@@ -26,6 +27,7 @@ struct EntryPages {
 };
 
 struct AttentionActivations {
+  Tensor x;          // [T, D] the normed input
   Tensor q_low;      // [T, Rq] wq_a x
   Tensor q_normed;   // [T, Rq] also the indexer's input
   Tensor q_raw;      // [T, H, hd] wq_b, before the per-head norm
@@ -35,14 +37,14 @@ struct AttentionActivations {
   Tensor o;          // [T, H, hd] attention output, not rotated back
   Tensor lse;        // [T, H]
   Tensor o_rotated;  // [T, H, hd]
-  Tensor z;          // [T, G * Ro]
+  Tensor z;          // [T, G * Ro]; of all groups where every rank has all of wo_b
   CompressorActivations compressor;
   Tensor picks;      // [T, index_topk] int32, of ratio-4 layers
   Tensor num_picks;  // [T] int32, of ratio-4 layers; others see all that is visible
   EntryPages pages;
 };
 
-/// @param x [T, D] normed input. @return [T, D].
+/// @param x normed input of the rank's streams, [rows, D]. @return likewise.
 Tensor attention_forward(const ExecContext& ctx, const ModelConfig& config,
                          const AttentionWeights& w, const Batch& batch, const BatchPlan& plan,
                          const LayerId& id, const Tensor& x, AttentionActivations* acts);
@@ -51,9 +53,10 @@ Tensor attention_forward(const ExecContext& ctx, const ModelConfig& config,
 void attention_window(const ExecContext& ctx, const ModelConfig& config, const AttentionWeights& w,
                       const Batch& batch, const BatchPlan& plan, int64_t layer, const Tensor& x);
 
-/// Stateless batches only. Weight gradients are added to. @return dx [T, D].
+/// Stateless batches only. Weight gradients are added to. @param dout of the rank's streams.
+/// @return dx likewise.
 Tensor attention_backward(const ExecContext& ctx, const ModelConfig& config, AttentionWeights& w,
-                          const BatchPlan& plan, const Tensor& x, const AttentionActivations& acts,
+                          const BatchPlan& plan, const AttentionActivations& acts,
                           const Tensor& dout);
 
 }  // namespace fathom

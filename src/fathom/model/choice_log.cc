@@ -5,15 +5,21 @@
 namespace fathom {
 
 void ChoiceLog::write(const Batch& batch, const BatchPlan& plan) const {
+  const dist::Group& cp = plan.layout->cp;
   const auto for_each_row = [&](const Entry& entry, auto&& row_of) {
-    const Tensor rows = entry.rows.to_host();
-    const int64_t width = rows.dim(1);
+    const int64_t width = entry.rows.dim(1);
+    const Tensor mine = entry.rows.to_host();
+    const std::vector<int32_t> all =
+        cp.size() == 1
+            ? std::vector<int32_t>()
+            : cp.concatenate(std::vector<int32_t>(mine.i32(), mine.i32() + mine.numel()));
+    const int32_t* rows = cp.size() == 1 ? mine.i32() : all.data();
     for (int64_t t = 0; t < plan.T; ++t) {
       ReplayRecord* record = batch.segments[static_cast<size_t>(plan.segment_of[t])].replay_out;
       if (record == nullptr) continue;
       int32_t* row = row_of(record, plan.positions[t], entry.layer);
       if (row == nullptr) continue;
-      std::memcpy(row, rows.i32() + t * width, static_cast<size_t>(width) * sizeof(int32_t));
+      std::memcpy(row, rows + t * width, static_cast<size_t>(width) * sizeof(int32_t));
     }
   };
   for (const Entry& entry : routes_) {

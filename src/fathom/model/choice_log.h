@@ -16,13 +16,14 @@ class ChoiceLog {
   void add_routes(int64_t layer, Tensor topk_idx) { routes_.push_back({layer, topk_idx}); }
   void add_picks(int64_t indexer_layer, Tensor picks) { picks_.push_back({indexer_layer, picks}); }
 
-  /// Writes all rows to the records of segments that have one. Waits for the device.
+  /// Writes all rows, also those of the other ranks of cp, to the records of segments that have
+  /// one. Waits for the device.
   void write(const Batch& batch, const BatchPlan& plan) const;
 
  private:
   struct Entry {
     int64_t layer;
-    Tensor rows;  // [T, width] int32
+    Tensor rows;  // [context rows, width] int32
   };
   std::vector<Entry> routes_, picks_;
 };

@@ -2,16 +2,15 @@
 
 #include <algorithm>
 
-#include "fathom/base/device.h"
 #include "fathom/base/error.h"
-#include "fathom/kernels/embedding/embedding.h"
-#include "fathom/kernels/log_prob/log_prob.h"
 #include "fathom/kernels/rows/rows.h"
 #include "fathom/model/batch_plan.h"
 #include "fathom/model/hyper_connection_weights.h"
 #include "fathom/model/layer.h"
 #include "fathom/model/projection.h"
+#include "fathom/model/row_exchange.h"
 #include "fathom/model/sequence_state.h"
+#include "fathom/model/vocabulary.h"
 
 namespace fathom {
 namespace {
@@ -24,12 +23,6 @@ std::vector<LayerId> layer_ids(const ModelConfig& config) {
     ids.push_back({l, l, config.ratio(l) == 4 ? indexer_layer++ : -1});
   }
   return ids;
-}
-
-/// A host array where the context computes: itself, or a copy on the device.
-Tensor place(const ExecContext& ctx, const float* values, int64_t n) {
-  const Tensor host = Tensor::view(const_cast<float*>(values), {n});
-  return ctx.device == nullptr ? host : host.copy_to(ctx.device);
 }
 
 Tensor pick_rows(const ExecContext& ctx, const Tensor& streams, const KernelArray<int64_t>& rows) {
@@ -47,17 +40,55 @@ Tensor head_streams(const ExecContext& ctx, const ModelConfig& c, const Rounding
   return rounding.activation(ctx, h);
 }
 
-Tensor collapse_with(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
-                     const HyperConnectionWeights& hc, const Parameter& norm, const Tensor& streams,
-                     const std::vector<int64_t>& rows) {
-  const Tensor h = head_streams(ctx, c, rounding, hc, pick_rows(ctx, streams, {ctx, rows}));
-  return rounding.activation(ctx, normed(ctx, h, &norm, c.rms_norm_eps));
+/// Rows chosen from the T of a batch, and where they lie.
+struct ChosenRows {
+  std::vector<int64_t> own;     // of this rank's streams, counted among them
+  std::vector<int> in_context;  // the member of tp that has each chosen row of this context
+  std::vector<int> context;     // the member of cp that has each chosen row
+  std::vector<int64_t> places;  // of the own ones among all
+};
+
+ChosenRows choose_rows(const Layout& layout, int64_t T, const std::vector<int64_t>& rows) {
+  const auto member_of = [](RowRange range, int parts, int64_t row) {
+    int i = 0;
+    while (row >= share_of_rows(range, i, parts).end()) ++i;
+    return i;
+  };
+  ChosenRows chosen;
+  const RowRange mine = layout.stream_rows(T), context = layout.context_rows(T);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const int in_cp = member_of({0, T}, layout.cp.size(), rows[r]);
+    chosen.context.push_back(in_cp);
+    if (in_cp != layout.cp.rank()) continue;
+    const int in_tp =
+        layout.sequence_parallel ? member_of(context, layout.tp.size(), rows[r]) : layout.tp.rank();
+    chosen.in_context.push_back(in_tp);
+    if (in_tp != layout.tp.rank()) continue;
+    chosen.own.push_back(rows[r] - mine.begin);
+    chosen.places.push_back(static_cast<int64_t>(r));
+  }
+  return chosen;
 }
 
-Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
-                              const Rounding& rounding, HyperConnectionWeights& hc, Parameter& norm,
-                              const Tensor& streams, const std::vector<int64_t>& row_list,
-                              const Tensor& dhidden) {
+Tensor collapse_with(const ExecContext& ctx, const Weights& w, const HyperConnectionWeights& hc,
+                     const Parameter& norm, int64_t T, const Tensor& streams,
+                     const std::vector<int64_t>& rows) {
+  const auto collapse_own = [&](const std::vector<int64_t>& own) {
+    const Tensor h =
+        head_streams(ctx, w.config, w.rounding, hc, pick_rows(ctx, streams, {ctx, own}));
+    return w.rounding.activation(ctx, normed(ctx, h, &norm, w.config.rms_norm_eps));
+  };
+  const Layout& layout = w.layout;
+  if (layout.has_all_streams()) return collapse_own(rows);
+  const ChosenRows chosen = choose_rows(layout, T, rows);
+  Tensor hidden = collapse_own(chosen.own);
+  if (layout.sequence_parallel) hidden = merge_rows(layout.tp, chosen.in_context, hidden);
+  return merge_rows(layout.cp, chosen.context, hidden);
+}
+
+Tensor collapse_own_backward(const ExecContext& ctx, const ModelConfig& c, const Rounding& rounding,
+                             HyperConnectionWeights& hc, Parameter& norm, const Tensor& streams,
+                             const std::vector<int64_t>& row_list, const Tensor& dhidden) {
   const KernelArray<int64_t> rows(ctx, row_list);
   const Tensor picked = pick_rows(ctx, streams, rows);
   const HcShape shape = hc_shape(c, picked.dim(0));
@@ -69,6 +100,20 @@ Tensor collapse_backward_with(const ExecContext& ctx, const ModelConfig& c,
   Tensor dstreams = Tensor::zeros(ctx, streams.shape());
   add_rows(ctx, dpicked.f32(), rows.data(), rows.size(), c.hc_mult * c.hidden_size, dstreams.f32());
   return dstreams;
+}
+
+Tensor collapse_backward_with(const ExecContext& ctx, Weights& w, HyperConnectionWeights& hc,
+                              Parameter& norm, int64_t T, const Tensor& streams,
+                              const std::vector<int64_t>& rows, const Tensor& dhidden) {
+  const ModelConfig& c = w.config;
+  if (w.layout.has_all_streams()) {
+    return collapse_own_backward(ctx, c, w.rounding, hc, norm, streams, rows, dhidden);
+  }
+  const ChosenRows chosen = choose_rows(w.layout, T, rows);
+  const KernelArray<int64_t> places(ctx, chosen.places);
+  Tensor down = Tensor::empty(ctx, {places.size(), c.hidden_size});
+  gather_rows(ctx, dhidden.f32(), places.data(), places.size(), c.hidden_size, down.f32());
+  return collapse_own_backward(ctx, c, w.rounding, hc, norm, streams, chosen.own, down);
 }
 
 /// One MTP block's input: e_proj·norm(embed[next]) + h_proj·norm(stream), per stream.
@@ -83,11 +128,9 @@ MtpInputs mtp_inputs(const ExecContext& ctx, const Weights& w, const Tensor& str
                      const std::vector<int32_t>& next_ids) {
   const ModelConfig& c = w.config;
   const MtpWeights& m = w.mtp.front();
-  const int64_t T = static_cast<int64_t>(next_ids.size()), D = c.hidden_size, M = c.hc_mult;
+  const int64_t T = streams.dim(0), D = c.hidden_size, M = c.hc_mult;
   MtpInputs in;
-  in.next_embedding = Tensor::empty(ctx, {T, D});
-  const KernelArray<int32_t> ids(ctx, next_ids);
-  embedding_fwd(ctx, w.embed.data(), ids.data(), T, D, 1, in.next_embedding.f32());
+  in.next_embedding = embed_tokens(ctx, w, next_ids, /*copies=*/1).reshape({T, D});
   const Rounding& rounding = w.rounding;
   in.e_normed = rounding.activation(ctx, normed(ctx, in.next_embedding, &m.enorm, c.rms_norm_eps));
   in.h_normed = rounding.activation(ctx, normed(ctx, streams, &m.hnorm, c.rms_norm_eps));
@@ -147,30 +190,27 @@ void check_batch(const ModelConfig& config, const Batch& batch) {
 Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch) {
   const ModelConfig& c = w.config;
   check_batch(c, batch);
-  Tensor streams = Tensor::empty(ctx, {batch.num_tokens(), c.hc_mult, c.hidden_size});
-  const KernelArray<int32_t> ids(ctx, batch.token_ids);
-  embedding_fwd(ctx, w.embed.data(), ids.data(), batch.num_tokens(), c.hidden_size, c.hc_mult,
-                streams.f32());
-  return streams;
+  return embed_tokens(ctx, w, batch.token_ids, c.hc_mult);
 }
 
 Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
                       const Tensor& streams, Tape* tape) {
   const ModelConfig& c = w.config;
-  const BatchPlan plan = make_batch_plan(ctx, c, batch, /*for_mtp=*/false);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, batch, /*for_mtp=*/false);
   std::vector<LayerId> ids = layer_ids(c);
   ChoiceLog choices;
   const bool records = std::any_of(batch.segments.begin(), batch.segments.end(),
                                    [](const Segment& s) { return s.replay_out != nullptr; });
   for (LayerId& id : ids) id.choices = records ? &choices : nullptr;
   Tensor x = streams;
+  const size_t first = static_cast<size_t>(w.layout.first_layer);
   for (const Segment& segment : batch.segments) {
     FATHOM_ASSERT(segment.state == nullptr || segment.state->layout().precision == w.precision(),
                   "a state of another precision than the weights' ", precision_name(w.precision()));
   }
   for (size_t l = 0; l < w.layers.size(); ++l) {
     if (tape != nullptr) tape->layer_inputs.push_back(x);
-    x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[l], x);
+    x = layer_forward(ctx, c, w.layers[l], batch, plan, ids[first + l], x);
   }
   if (records) choices.write(batch, plan);
   for (const Segment& segment : batch.segments) {
@@ -182,85 +222,19 @@ Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& bat
 
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
                 const std::vector<int64_t>& rows) {
-  return collapse_with(ctx, w.config, w.rounding, w.hc_head, w.norm, streams, rows);
+  FATHOM_ASSERT(w.layout.has_all_streams(), "rows of which batch?");
+  return collapse_with(ctx, w, w.hc_head, w.norm, streams.dim(0), streams, rows);
 }
 
-Tensor logits(const ExecContext& ctx, const Weights& w, const Tensor& hidden) {
-  return project(ctx, w.head, hidden).to_host();
+Tensor collapse(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+                const std::vector<int64_t>& rows) {
+  return collapse_with(ctx, w, w.hc_head, w.norm, batch.num_tokens(), streams, rows);
 }
 
-namespace {
-
-/// The target ids, for kernels. Errors: UserError for one outside the vocabulary.
-KernelArray<int32_t> check_targets(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
-                                   const std::vector<int32_t>& targets) {
-  FATHOM_ASSERT(hidden.dim(0) == static_cast<int64_t>(targets.size()), hidden.dim(0), " rows, ",
-                targets.size(), " targets");
-  for (size_t r = 0; r < targets.size(); ++r) {
-    FATHOM_CHECK(targets[r] >= 0 && targets[r] < w.config.vocab_size, "log_prob: token id ",
-                 targets[r], " at row ", r, " is outside the vocabulary of ", w.config.vocab_size,
-                 " tokens");
-  }
-  return {ctx, targets};
-}
-
-}  // namespace
-
-Tensor log_probs(const ExecContext& ctx, const Weights& w, const Tensor& hidden,
-                 const std::vector<int32_t>& targets, float temperature, float* entropy) {
-  const int64_t R = hidden.dim(0);
-  const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
-  const Tensor out = Tensor::empty(ctx, {R});
-  const Tensor entropies = entropy == nullptr ? Tensor() : Tensor::empty(ctx, {R});
-  log_prob_fwd(ctx, {.hidden = hidden.f32(),
-                     .w_panels = w.head.data(),
-                     .targets = ids.data(),
-                     .R = R,
-                     .D = w.config.hidden_size,
-                     .V = w.config.vocab_size,
-                     .temperature = temperature,
-                     .log_probs = out.f32(),
-                     .lse = nullptr,
-                     .entropy = entropy == nullptr ? nullptr : entropies.f32()});
-  if (entropy != nullptr) {
-    download_memory(ctx.device, entropy, entropies.bytes(),
-                    static_cast<size_t>(entropies.num_bytes()));
-  }
-  return out.to_host();
-}
-
-Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidden,
-                          const std::vector<int32_t>& targets, float temperature,
-                          const float* dlog_probs, const float* dentropy) {
-  const int64_t R = hidden.dim(0);
-  const KernelArray<int32_t> ids = check_targets(ctx, w, hidden, targets);
-  const Tensor log_prob = Tensor::empty(ctx, {R}), lse = Tensor::empty(ctx, {R});
-  const Tensor entropy = Tensor::empty(ctx, {R});
-  const Tensor dlogp = place(ctx, dlog_probs, R);
-  const Tensor dh = dentropy == nullptr ? Tensor() : place(ctx, dentropy, R);
-  const LogProbFwd fwd = {.hidden = hidden.f32(),
-                          .w_panels = w.head.data(),
-                          .targets = ids.data(),
-                          .R = R,
-                          .D = w.config.hidden_size,
-                          .V = w.config.vocab_size,
-                          .temperature = temperature,
-                          .log_probs = log_prob.f32(),
-                          .lse = lse.f32(),
-                          .entropy = dentropy == nullptr ? nullptr : entropy.f32()};
-  log_prob_fwd(ctx, fwd);
-  Tensor dhidden = Tensor::empty(ctx, hidden.shape());
-  log_prob_bwd(ctx, {.fwd = fwd,
-                     .dlog_probs = dlogp.f32(),
-                     .dentropy = dentropy == nullptr ? nullptr : dh.f32(),
-                     .dhidden = dhidden.f32(),
-                     .dw_panels = w.head.grad_or_null()});
-  return dhidden;
-}
-
-Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& streams,
-                         const std::vector<int64_t>& rows, const Tensor& dhidden) {
-  return collapse_backward_with(ctx, w.config, w.rounding, w.hc_head, w.norm, streams, rows,
+Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                         const Tensor& streams, const std::vector<int64_t>& rows,
+                         const Tensor& dhidden) {
+  return collapse_backward_with(ctx, w, w.hc_head, w.norm, batch.num_tokens(), streams, rows,
                                 dhidden);
 }
 
@@ -271,21 +245,19 @@ Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, c
                 " layers for a model of ", w.layers.size());
   Batch replayed = batch;  // recomputation reads the same replay and writes nothing
   for (Segment& segment : replayed.segments) segment.replay_out = nullptr;
-  const BatchPlan plan = make_batch_plan(ctx, c, replayed, /*for_mtp=*/false);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, replayed, /*for_mtp=*/false);
   const std::vector<LayerId> ids = layer_ids(c);
+  const size_t first = static_cast<size_t>(w.layout.first_layer);
   for (size_t l = w.layers.size(); l-- > 0;) {
-    dstreams =
-        layer_backward(ctx, c, w.layers[l], replayed, plan, ids[l], tape.layer_inputs[l], dstreams);
+    dstreams = layer_backward(ctx, c, w.layers[l], replayed, plan, ids[first + l],
+                              tape.layer_inputs[l], dstreams);
   }
   return dstreams;
 }
 
 void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
                     const Tensor& dstreams) {
-  if (!w.embed.grad.defined()) return;
-  const KernelArray<int32_t> ids(ctx, batch.token_ids);
-  embedding_bwd(ctx, dstreams.f32(), ids.data(), batch.num_tokens(), w.config.hidden_size,
-                w.config.hc_mult, w.embed.grad.f32());
+  embed_tokens_backward(ctx, w, batch.token_ids, dstreams);
 }
 
 Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
@@ -294,7 +266,7 @@ Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const T
   const ModelConfig& c = w.config;
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
   const Batch shifted = mtp_batch(batch, next_ids);
-  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, shifted, /*for_mtp=*/true);
   if (tape != nullptr) tape->layer_inputs.push_back(in.streams);
   return layer_forward(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
 }
@@ -305,21 +277,21 @@ void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, co
   const ModelConfig& c = w.config;
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);
   const Batch shifted = mtp_batch(batch, next_ids);
-  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, shifted, /*for_mtp=*/true);
   layer_window(ctx, c, w.mtp.front().block, shifted, plan, mtp_layer_id(c), in.streams);
 }
 
-Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
-                    const std::vector<int64_t>& rows) {
+Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Batch& batch,
+                    const Tensor& draft_streams, const std::vector<int64_t>& rows) {
   const MtpWeights& m = w.mtp.front();
-  return collapse_with(ctx, w.config, w.rounding, m.hc_head, m.norm, draft_streams, rows);
+  return collapse_with(ctx, w, m.hc_head, m.norm, batch.num_tokens(), draft_streams, rows);
 }
 
-void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& draft_streams,
-                           const std::vector<int64_t>& rows, const Tensor& dhidden,
-                           Tensor* ddraft_streams) {
+void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                           const Tensor& draft_streams, const std::vector<int64_t>& rows,
+                           const Tensor& dhidden, Tensor* ddraft_streams) {
   MtpWeights& m = w.mtp.front();
-  *ddraft_streams = collapse_backward_with(ctx, w.config, w.rounding, m.hc_head, m.norm,
+  *ddraft_streams = collapse_backward_with(ctx, w, m.hc_head, m.norm, batch.num_tokens(),
                                            draft_streams, rows, dhidden);
 }
 
@@ -327,9 +299,9 @@ void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const 
                   const std::vector<int32_t>& next_ids, const Tape& tape, Tensor ddraft_streams) {
   const ModelConfig& c = w.config;
   MtpWeights& m = w.mtp.front();
-  const int64_t T = batch.num_tokens(), D = c.hidden_size, M = c.hc_mult;
+  const int64_t T = streams.dim(0), D = c.hidden_size, M = c.hc_mult;
   const Batch shifted = mtp_batch(batch, next_ids);
-  const BatchPlan plan = make_batch_plan(ctx, c, shifted, /*for_mtp=*/true);
+  const BatchPlan plan = make_batch_plan(ctx, c, w.layout, shifted, /*for_mtp=*/true);
   const Tensor dstreams = layer_backward(ctx, c, m.block, shifted, plan, mtp_layer_id(c),
                                          tape.layer_inputs.front(), ddraft_streams);
   const MtpInputs in = mtp_inputs(ctx, w, streams, next_ids);

@@ -1,10 +1,12 @@
 // The model's forward, the same for training, prefill, decode and scoring, and its backward.
 //
 // Tensors are where the context computes; where they must be on the host, it says so.
-// Shapes: T packed tokens, M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32.
-// A token's result depends only on its own sequence up to it, never on how tokens were batched or
-// cut into segments: bits are equal for any such choice, any number of threads and either
-// instruction set.
+// Under a layout (w.layout) all ranks of its groups call the same functions with the same batch,
+// rows and targets. Streams are those of the rank's own rows (Layout::stream_rows), for which T
+// stands below; hidden rows, logits and log-probs are whole on every rank. Shapes: T packed tokens,
+// M = hc_mult streams, D hidden, R selected rows, V vocabulary. fp32. A token's result depends only
+// on its own sequence up to it, never on how tokens were batched or cut into segments: bits are
+// equal for any such choice, any number of threads and either instruction set.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +37,10 @@ Tensor embed(const ExecContext& ctx, const Weights& w, const Batch& batch);
 Tensor forward_layers(const ExecContext& ctx, const Weights& w, const Batch& batch,
                       const Tensor& streams, Tape* tape = nullptr);
 
-/// hc_head and the final norm for the selected rows of the streams: hidden [R, D].
+/// hc_head and the final norm for the selected rows (of the batch's T): hidden [R, D].
+Tensor collapse(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
+                const std::vector<int64_t>& rows);
+/// The same where a rank has the streams of all rows.
 Tensor collapse(const ExecContext& ctx, const Weights& w, const Tensor& streams,
                 const std::vector<int64_t>& rows);
 
@@ -55,8 +60,8 @@ Tensor mtp(const ExecContext& ctx, const Weights& w, const Batch& batch, const T
 void mtp_window(const ExecContext& ctx, const Weights& w, const Batch& batch, const Tensor& streams,
                 const std::vector<int32_t>& next_ids);
 /// The module's own hc_head and norm: hidden [R, D], for the shared head.
-Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Tensor& draft_streams,
-                    const std::vector<int64_t>& rows);
+Tensor mtp_collapse(const ExecContext& ctx, const Weights& w, const Batch& batch,
+                    const Tensor& draft_streams, const std::vector<int64_t>& rows);
 
 // Backward. Weight gradients are added to the parameters' grad buffers (where allocated), each
 // element one chain in packed token order, so that cutting a step into micro-batches changes no
@@ -68,17 +73,18 @@ Tensor log_probs_backward(const ExecContext& ctx, Weights& w, const Tensor& hidd
                           const std::vector<int32_t>& targets, float temperature,
                           const float* dlog_probs, const float* dentropy);
 /// @return dstreams [T, M, D], zero outside the selected rows.
-Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& streams,
-                         const std::vector<int64_t>& rows, const Tensor& dhidden);
+Tensor collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                         const Tensor& streams, const std::vector<int64_t>& rows,
+                         const Tensor& dhidden);
 /// @return gradient of the streams that entered the first layer.
 Tensor backward_layers(const ExecContext& ctx, Weights& w, const Batch& batch, const Tape& tape,
                        Tensor dstreams);
 void embed_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const Tensor& dstreams);
 
 /// Backward of the MTP loss into mtp.* only: streams, embedding and head are detached.
-void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Tensor& draft_streams,
-                           const std::vector<int64_t>& rows, const Tensor& dhidden,
-                           Tensor* ddraft_streams);
+void mtp_collapse_backward(const ExecContext& ctx, Weights& w, const Batch& batch,
+                           const Tensor& draft_streams, const std::vector<int64_t>& rows,
+                           const Tensor& dhidden, Tensor* ddraft_streams);
 void mtp_backward(const ExecContext& ctx, Weights& w, const Batch& batch, const Tensor& streams,
                   const std::vector<int32_t>& next_ids, const Tape& tape, Tensor ddraft_streams);
 

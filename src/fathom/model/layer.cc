@@ -61,7 +61,7 @@ Tensor sublayer_gradient(const ExecContext& ctx, const HcShape& shape, double ep
 Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
                      const Batch& batch, const BatchPlan& plan, const LayerId& id,
                      const Tensor& streams) {
-  const HcShape shape = hc_shape(c, plan.T);
+  const HcShape shape = hc_shape(c, streams.dim(0));
   AttentionActivations attention;
   const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
   const Tensor a =
@@ -79,7 +79,7 @@ Tensor layer_forward(const ExecContext& ctx, const ModelConfig& c, const LayerWe
 void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeights& w,
                   const Batch& batch, const BatchPlan& plan, const LayerId& id,
                   const Tensor& streams) {
-  const Mixed for_attention = mix(ctx, hc_shape(c, plan.T), w.rounding, w.hc_attn, streams);
+  const Mixed for_attention = mix(ctx, hc_shape(c, streams.dim(0)), w.rounding, w.hc_attn, streams);
   attention_window(ctx, c, w.attn, batch, plan, id.state_layer,
                    sublayer_input(ctx, c, w.rounding, w.attn_norm, for_attention));
 }
@@ -87,7 +87,7 @@ void layer_window(const ExecContext& ctx, const ModelConfig& c, const LayerWeigh
 Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights& w,
                       const Batch& batch, const BatchPlan& plan, const LayerId& id,
                       const Tensor& streams, const Tensor& dstreams) {
-  const HcShape shape = hc_shape(c, plan.T);
+  const HcShape shape = hc_shape(c, streams.dim(0));
   const double eps = c.rms_norm_eps;
   AttentionActivations attention;
   const Mixed for_attention = mix(ctx, shape, w.rounding, w.hc_attn, streams);
@@ -101,12 +101,10 @@ Tensor layer_backward(const ExecContext& ctx, const ModelConfig& c, LayerWeights
 
   const Tensor dmiddle = sublayer_gradient(
       ctx, shape, eps, w.hc_ffn, w.ffn_norm, middle, for_moe, f, dstreams,
-      [&](const Tensor& df) { return moe_backward(ctx, c, w.ffn, moe_x, moe, df); });
-  return sublayer_gradient(ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a,
-                           dmiddle, [&](const Tensor& df) {
-                             return attention_backward(ctx, c, w.attn, plan, attention_x, attention,
-                                                       df);
-                           });
+      [&](const Tensor& df) { return moe_backward(ctx, c, w.ffn, plan, moe_x, moe, df); });
+  return sublayer_gradient(
+      ctx, shape, eps, w.hc_attn, w.attn_norm, streams, for_attention, a, dmiddle,
+      [&](const Tensor& df) { return attention_backward(ctx, c, w.attn, plan, attention, df); });
 }
 
 }  // namespace fathom

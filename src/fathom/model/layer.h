@@ -10,7 +10,7 @@
 
 namespace fathom {
 
-/// streams [T, M, D] -> streams [T, M, D].
+/// streams [rows, M, D] of this rank (Layout::stream_rows) -> likewise.
 Tensor layer_forward(const ExecContext& ctx, const ModelConfig& config, const LayerWeights& w,
                      const Batch& batch, const BatchPlan& plan, const LayerId& id,
                      const Tensor& streams);

@@ -14,6 +14,42 @@ int64_t Parameter::numel() const {
   return n;
 }
 
+int64_t Parameter::global_numel() const {
+  int64_t n = 1;
+  for (int64_t d : global_shape) n *= d;
+  return n;
+}
+
+void Parameter::cut(ShardGroup group, int axis, int64_t begin, int64_t count) {
+  const auto a = static_cast<size_t>(axis);
+  FATHOM_ASSERT(!master.defined() && !is_sharded() && begin + count <= global_shape[a], name, ": ",
+                count, " from ", begin, " on");
+  shard_group = group;
+  shard_axis = axis;
+  shard_begin = begin;
+  shape[a] = count;
+  if (kind != ParameterKind::kMatrix) return;
+  if (axis == 0) {
+    const int64_t block = panels.block_rows();  // whole blocks stay blocks
+    FATHOM_ASSERT(panels.num_blocks == 1 || (begin % block == 0 && count % block == 0), name);
+    if (panels.num_blocks > 1) panels.num_blocks = count / block;
+    panels.rows = count;
+  } else {
+    panels.cols = count;
+  }
+}
+
+Parameter::PartRows Parameter::part_rows() const {
+  // In front of the axis, the axis and all behind it.
+  int64_t before = 1, behind = 1;
+  for (size_t d = 0; d < shape.size(); ++d) {
+    if (static_cast<int>(d) < shard_axis) before *= shape[d];
+    if (static_cast<int>(d) > shard_axis) behind *= shape[d];
+  }
+  const auto a = static_cast<size_t>(shard_axis);
+  return {before, shape[a] * behind, shard_begin * behind, global_shape[a] * behind};
+}
+
 void Parameter::alloc() {
   switch (kind) {
     case ParameterKind::kMatrix:
@@ -125,7 +161,7 @@ void Parameter::get_grad_row_major(float* values) const {
 Parameter make_matrix(std::string name, int64_t rows, int64_t cols, int64_t num_blocks) {
   Parameter p;
   p.name = std::move(name);
-  p.shape = {rows, cols};
+  p.shape = p.global_shape = {rows, cols};
   p.kind = ParameterKind::kMatrix;
   p.panels = {rows, cols, num_blocks};
   return p;
@@ -134,7 +170,7 @@ Parameter make_matrix(std::string name, int64_t rows, int64_t cols, int64_t num_
 Parameter make_plain(std::string name, std::vector<int64_t> shape, DType export_dtype) {
   Parameter p;
   p.name = std::move(name);
-  p.shape = std::move(shape);
+  p.shape = p.global_shape = std::move(shape);
   p.export_dtype = export_dtype;
   return p;
 }
@@ -142,7 +178,7 @@ Parameter make_plain(std::string name, std::vector<int64_t> shape, DType export_
 Parameter make_table(std::string name, std::vector<int64_t> shape) {
   Parameter p;
   p.name = std::move(name);
-  p.shape = std::move(shape);
+  p.shape = p.global_shape = std::move(shape);
   p.kind = ParameterKind::kTable;
   p.export_dtype = DType::kI64;
   p.has_gradient = false;

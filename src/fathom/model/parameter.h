@@ -1,6 +1,7 @@
 // One named tensor of the model: fp32 master, what the kernels read, and its gradient.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -25,9 +26,21 @@ enum class OperandFormat {
                // cut at each 128 of the contraction
 };
 
+/// Ranks among which something of a parameter is divided (model/layout.h).
+enum class ShardGroup { kNone, kTp, kEtp };
+
 struct Parameter {
-  std::string name;            // official tensor name, "layers.0.attn.wq_a.weight"
-  std::vector<int64_t> shape;  // as in files
+  std::string name;                   // official tensor name, "layers.0.attn.wq_a.weight"
+  std::vector<int64_t> shape;         // of what this rank holds
+  std::vector<int64_t> global_shape;  // as in files
+  // Where the rank's part lies in the whole: `shape[shard_axis]` from shard_begin on, and the ranks
+  // that have the other parts. kNone: all is here.
+  int shard_axis = 0;
+  int64_t shard_begin = 0;
+  ShardGroup shard_group = ShardGroup::kNone;
+  // Ranks with the same values, each of which adds the gradient of its own rows: the gradient is
+  // the sum over them.
+  ShardGroup gradient_group = ShardGroup::kNone;
   ParameterKind kind = ParameterKind::kPlain;
   PanelLayout panels;  // kMatrix
   DType export_dtype =
@@ -41,6 +54,18 @@ struct Parameter {
   Device* device = nullptr;  // where they lie; null: on the host
 
   int64_t numel() const;  // of `shape`, without panel padding
+  int64_t global_numel() const;
+  bool is_sharded() const { return shard_group != ShardGroup::kNone; }
+  /// Keeps `count` of the axis from `begin` on: the part of one member of `group`. Before alloc().
+  void cut(ShardGroup group, int axis, int64_t begin, int64_t count);
+  /// This rank's part of a row-major tensor of global_shape, and back to its place there.
+  template <typename T>
+  void cut_from_global(const T* global, T* part) const;
+  template <typename T>
+  void put_into_global(const T* part, T* global) const;
+  /// visit(i, g) for every element: the part's i-th is the whole's g-th, both row-major.
+  template <typename Visit>
+  void for_each_global_index(const Visit& visit) const;
   /// Allocates master (zeros) and makes compute from it.
   void alloc();
   /// Moves an allocated parameter there; matrices are row-major on a device.
@@ -65,7 +90,40 @@ struct Parameter {
   /// The same for any tensor in the master's layout and place: a gradient, a moment.
   void store_row_major(const float* values, const Tensor& to) const;
   void load_row_major(const Tensor& from, float* values) const;
+
+ private:
+  /// The part as `count` runs of `width` elements, the first at `first` of the global tensor.
+  struct PartRows {
+    int64_t count, width, first, global_width;
+  };
+  PartRows part_rows() const;
 };
+
+template <typename T>
+void Parameter::cut_from_global(const T* global, T* part) const {
+  const PartRows rows = part_rows();
+  for (int64_t i = 0; i < rows.count; ++i) {
+    std::copy_n(global + rows.first + i * rows.global_width, rows.width, part + i * rows.width);
+  }
+}
+
+template <typename T>
+void Parameter::put_into_global(const T* part, T* global) const {
+  const PartRows rows = part_rows();
+  for (int64_t i = 0; i < rows.count; ++i) {
+    std::copy_n(part + i * rows.width, rows.width, global + rows.first + i * rows.global_width);
+  }
+}
+
+template <typename Visit>
+void Parameter::for_each_global_index(const Visit& visit) const {
+  const PartRows rows = part_rows();
+  for (int64_t r = 0; r < rows.count; ++r) {
+    for (int64_t i = 0; i < rows.width; ++i) {
+      visit(r * rows.width + i, rows.first + r * rows.global_width + i);
+    }
+  }
+}
 
 Parameter make_matrix(std::string name, int64_t rows, int64_t cols, int64_t num_blocks = 1);
 Parameter make_plain(std::string name, std::vector<int64_t> shape, DType export_dtype);

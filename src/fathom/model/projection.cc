@@ -26,9 +26,9 @@ int64_t sum_block(const Parameter& w) {
 }
 
 int row_parallel_parts(const Parameter& w) {
-  const int64_t block = sum_block(w);
-  return block == 0 ? num_row_parallel_parts(w.panels.cols)
-                    : num_row_parallel_parts(w.panels.cols, block);
+  const int64_t block = sum_block(w), K = w.global_shape[1];
+  const int64_t parts = block == 0 ? num_row_parallel_parts(K) : num_row_parallel_parts(K, block);
+  return static_cast<int>(parts * w.panels.cols / K);
 }
 
 Tensor project(const ExecContext& ctx, const Parameter& w, const Tensor& x, int num_parts) {

@@ -14,7 +14,8 @@ Tensor operand(const ExecContext& ctx, const Parameter& w, const Tensor& x);
 /// Where the sums of w's products are cut (kernels/linear: k_block); 0: nowhere.
 int64_t sum_block(const Parameter& w);
 
-/// Parts of a row-parallel product with w: multiples of 128 for FP8 blocks, else of 16.
+/// Parts of a row-parallel product with w that this rank has: multiples of 128 for FP8 blocks, else
+/// of 16.
 int row_parallel_parts(const Parameter& w);
 
 /// y [T, N] = operand(x) [T, K] · Wᵀ, not rounded.

@@ -2,11 +2,32 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <map>
 
 #include "fathom/base/error.h"
+#include "fathom/model/shard.h"
 
 namespace fathom {
 namespace {
+
+/// Cuts an axis into as many equal parts as the group has members.
+void cut_evenly(const Layout& layout, ShardGroup group, int axis, Parameter* p) {
+  const dist::Group& members = members_of(layout, group);
+  const int64_t n = p->shape[static_cast<size_t>(axis)] / members.size();
+  p->cut(group, axis, n * members.rank(), n);
+}
+
+/// Parameters that meet only a rank's own rows: the members of tp have the gradients of different
+/// ones.
+void sum_over_tp(std::initializer_list<Parameter*> parameters) {
+  for (Parameter* p : parameters) p->gradient_group = ShardGroup::kTp;
+}
+
+bool splits_streams(const Layout& layout) {
+  return layout.sequence_parallel && layout.tp.size() > 1;
+}
+
+void sum_over_tp(HyperConnectionWeights* hc) { sum_over_tp({&hc->fn, &hc->base, &hc->scale}); }
 
 HyperConnectionWeights make_hyper_connection(const std::string& prefix, int64_t mixes,
                                              int64_t width, int64_t num_scales) {
@@ -36,7 +57,8 @@ void mark_fp8(std::initializer_list<Parameter*> parameters) {
   for (Parameter* p : parameters) p->is_fp8_weight = true;
 }
 
-AttentionWeights make_attention(const ModelConfig& c, const std::string& prefix, int64_t ratio) {
+AttentionWeights make_attention(const ModelConfig& c, const std::string& prefix, int64_t ratio,
+                                const Layout& layout) {
   const int64_t H = c.num_attention_heads, hd = c.head_dim, D = c.hidden_size;
   AttentionWeights a;
   a.ratio = ratio;
@@ -50,6 +72,15 @@ AttentionWeights make_attention(const ModelConfig& c, const std::string& prefix,
   a.wo_b = make_matrix(prefix + ".wo_b.weight", D, c.o_groups * c.o_lora_rank);
   a.attn_sink = make_plain(prefix + ".attn_sink", {H}, DType::kF32);
   mark_fp8({&a.wq_a, &a.wq_b, &a.wkv, &a.wo_b});
+  const int tp = layout.tp.size();
+  if (tp > 1) {
+    cut_evenly(layout, ShardGroup::kTp, 0, &a.attn_sink);
+    cut_evenly(layout, ShardGroup::kTp, 0, &a.wo_a);
+    if (cuts_queries(c, layout)) cut_evenly(layout, ShardGroup::kTp, 0, &a.wq_b);
+    if (divides_parts(layout, a.wo_b.shape[1], tp)) {
+      cut_evenly(layout, ShardGroup::kTp, 1, &a.wo_b);
+    }
+  }
   if (ratio > 0) a.compressor = make_compressor(prefix + ".compressor", ratio, hd, D);
   if (ratio == 4) {
     IndexerWeights indexer;
@@ -69,16 +100,29 @@ AttentionWeights make_attention(const ModelConfig& c, const std::string& prefix,
   return a;
 }
 
-ExpertWeights make_expert(const std::string& prefix, int64_t hidden, int64_t intermediate) {
+/// @param group who shares the expert.
+ExpertWeights make_expert(const std::string& prefix, int64_t hidden, int64_t intermediate,
+                          const Layout& layout, ShardGroup group) {
   ExpertWeights e;
   e.w1 = make_matrix(prefix + ".w1.weight", intermediate, hidden);
   e.w2 = make_matrix(prefix + ".w2.weight", hidden, intermediate);
   e.w3 = make_matrix(prefix + ".w3.weight", intermediate, hidden);
   mark_fp8({&e.w1, &e.w2, &e.w3});
+  const int degree = members_of(layout, group).size();
+  if (degree == 1) return e;
+  const bool cuts = divides_parts(layout, intermediate, degree);
+  for (Parameter* p : {&e.w1, &e.w2, &e.w3}) {
+    if (cuts) {
+      cut_evenly(layout, group, p == &e.w2 ? 1 : 0, p);
+    } else {
+      p->gradient_group = group;  // each member has it whole, for its own rows
+    }
+  }
   return e;
 }
 
-MoeWeights make_moe(const ModelConfig& c, const std::string& prefix, bool hash) {
+MoeWeights make_moe(const ModelConfig& c, const std::string& prefix, bool hash,
+                    const Layout& layout) {
   MoeWeights m;
   m.gate = make_matrix(prefix + ".gate.weight", c.n_routed_experts, c.hidden_size);
   if (hash) {
@@ -87,23 +131,32 @@ MoeWeights make_moe(const ModelConfig& c, const std::string& prefix, bool hash) 
     m.bias = make_plain(prefix + ".gate.bias", {c.n_routed_experts}, DType::kF32);
     m.bias->has_gradient = false;
   }
-  for (int64_t e = 0; e < c.n_routed_experts; ++e) {
-    m.experts.push_back(
-        make_expert(str_cat(prefix, ".experts.", e), c.hidden_size, c.moe_intermediate_size));
+  if (layout.tp.size() > 1) sum_over_tp({&m.gate});
+  const RowRange local = local_experts(c, layout);
+  for (int64_t e = local.begin; e < local.end(); ++e) {
+    m.experts.push_back(make_expert(str_cat(prefix, ".experts.", e), c.hidden_size,
+                                    c.moe_intermediate_size, layout, ShardGroup::kEtp));
   }
-  m.shared = make_expert(prefix + ".shared_experts", c.hidden_size, c.moe_intermediate_size);
+  m.shared = make_expert(prefix + ".shared_experts", c.hidden_size, c.moe_intermediate_size, layout,
+                         ShardGroup::kTp);
   return m;
 }
 
-LayerWeights make_layer(const ModelConfig& c, const std::string& prefix, int64_t ratio, bool hash) {
+LayerWeights make_layer(const ModelConfig& c, const std::string& prefix, int64_t ratio, bool hash,
+                        const Layout& layout) {
   const int64_t M = c.hc_mult, width = M * c.hidden_size;
   LayerWeights l;
   l.attn_norm = make_plain(prefix + ".attn_norm.weight", {c.hidden_size}, DType::kBF16);
   l.ffn_norm = make_plain(prefix + ".ffn_norm.weight", {c.hidden_size}, DType::kBF16);
   l.hc_attn = make_hyper_connection(prefix + ".hc_attn", (2 + M) * M, width, 3);
   l.hc_ffn = make_hyper_connection(prefix + ".hc_ffn", (2 + M) * M, width, 3);
-  l.attn = make_attention(c, prefix + ".attn", ratio);
-  l.ffn = make_moe(c, prefix + ".ffn", hash);
+  if (splits_streams(layout)) {
+    sum_over_tp({&l.attn_norm, &l.ffn_norm});
+    sum_over_tp(&l.hc_attn);
+    sum_over_tp(&l.hc_ffn);
+  }
+  l.attn = make_attention(c, prefix + ".attn", ratio, layout);
+  l.ffn = make_moe(c, prefix + ".ffn", hash, layout);
   return l;
 }
 
@@ -155,11 +208,14 @@ void visit_layer(W& l, Visit& visit) {
 
 template <typename W, typename Visit>
 void visit_weights(W& w, Visit& visit) {
-  visit(w.embed);
+  // A stage visits what it has.
+  if (!w.embed.name.empty()) visit(w.embed);
   for (auto& layer : w.layers) visit_layer(layer, visit);
-  visit_hyper_connection(w.hc_head, visit);
-  visit(w.norm);
-  visit(w.head);
+  if (w.layout.is_last_stage) {
+    visit_hyper_connection(w.hc_head, visit);
+    visit(w.norm);
+    visit(w.head);
+  }
   for (auto& m : w.mtp) {
     for (auto* p : {&m.e_proj, &m.h_proj, &m.enorm, &m.hnorm}) visit(*p);
     visit_layer(m.block, visit);
@@ -170,19 +226,43 @@ void visit_weights(W& w, Visit& visit) {
 
 }  // namespace
 
-Weights make_weights(const ModelConfig& config, bool with_mtp) {
-  const int64_t D = config.hidden_size, M = config.hc_mult;
+Weights make_weights(const ModelConfig& config, bool with_mtp, const Layout& layout) {
+  check_layout(config, layout);
+  const int64_t D = config.hidden_size, M = config.hc_mult, V = config.vocab_size;
+  const bool by_rows = splits_streams(layout);
+  const RowRange vocabulary = vocabulary_rows(config, layout, layout.tp.rank());
   Weights w;
   w.config = config;
-  w.embed = make_plain("embed.weight", {config.vocab_size, D}, DType::kBF16);
-  w.head = make_matrix("head.weight", config.vocab_size, D);
-  w.norm = make_plain("norm.weight", {D}, DType::kBF16);
-  w.hc_head = make_hyper_connection("hc_head", M, M * D, 1);
-  for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
-    w.layers.push_back(
-        make_layer(config, str_cat("layers.", l), config.ratio(l), config.is_hash_layer(l)));
+  w.layout = layout;
+  if (layout.num_layers < 0) w.layout.num_layers = config.num_hidden_layers;
+  const bool has_mtp = with_mtp && layout.is_last_stage && config.num_nextn_predict_layers > 0;
+  if (layout.is_first_stage || has_mtp) {
+    w.embed = make_plain("embed.weight", {V, D}, DType::kBF16);
+    w.embed.has_gradient = layout.is_first_stage;  // MTP modules read it alone
+    if (cuts_vocabulary(config, layout)) {
+      w.embed.cut(ShardGroup::kTp, 0, vocabulary.begin, vocabulary.count);
+    } else if (by_rows) {
+      sum_over_tp({&w.embed});
+    }
   }
-  for (int64_t i = 0; with_mtp && i < config.num_nextn_predict_layers; ++i) {
+  if (layout.is_last_stage) {
+    w.head = make_matrix("head.weight", V, D);
+    if (cuts_vocabulary(config, layout)) {
+      w.head.cut(ShardGroup::kTp, 0, vocabulary.begin, vocabulary.count);
+    }
+    w.norm = make_plain("norm.weight", {D}, DType::kBF16);
+    w.hc_head = make_hyper_connection("hc_head", M, M * D, 1);
+    if (by_rows) {
+      sum_over_tp({&w.norm});
+      sum_over_tp(&w.hc_head);
+    }
+  }
+  for (int64_t i = 0; i < w.layout.num_layers; ++i) {
+    const int64_t l = w.layout.first_layer + i;
+    w.layers.push_back(make_layer(config, str_cat("layers.", l), config.ratio(l),
+                                  config.is_hash_layer(l), layout));
+  }
+  for (int64_t i = 0; has_mtp && i < config.num_nextn_predict_layers; ++i) {
     const std::string prefix = str_cat("mtp.", i);
     MtpWeights m;
     m.e_proj = make_matrix(prefix + ".e_proj.weight", D, D);
@@ -191,10 +271,18 @@ Weights make_weights(const ModelConfig& config, bool with_mtp) {
     m.hnorm = make_plain(prefix + ".hnorm.weight", {D}, DType::kBF16);
     m.norm = make_plain(prefix + ".norm.weight", {D}, DType::kBF16);
     m.hc_head = make_hyper_connection(prefix + ".hc_head", M, M * D, 1);
-    m.block = make_layer(config, prefix, /*ratio=*/0, /*hash=*/false);
+    if (by_rows) {
+      sum_over_tp({&m.e_proj, &m.h_proj, &m.enorm, &m.hnorm, &m.norm});
+      sum_over_tp(&m.hc_head);
+    }
+    m.block = make_layer(config, prefix, /*ratio=*/0, /*hash=*/false, layout);
     w.mtp.push_back(std::move(m));
   }
   return w;
+}
+
+bool is_embedding_copy(const Weights& weights, const Parameter& p) {
+  return !weights.layout.is_first_stage && p.name == weights.embed.name;
 }
 
 void set_precision(const ExecContext& ctx, Weights* weights, Precision precision) {
@@ -205,12 +293,16 @@ void set_precision(const ExecContext& ctx, Weights* weights, Precision precision
       "--precision parity-fp8 rotates indexer queries and keys by a Hadamard matrix, which "
       "the model's index_head_dim of ",
       c.index_head_dim, " has none for\n  fix: use --precision parity-bf16 or fp32");
+  const Layout& l = weights->layout;
+  FATHOM_ASSERT(precision != Precision::kParityFp8 || l.part_multiple % 128 == 0 ||
+                    (l.tp.size() == 1 && l.etp.size() == 1),
+                "the weights are cut for modes without FP8 blocks");
   const Rounding rounding(precision);
   weights->rounding = rounding;
-  const auto set_layer = [&](LayerWeights& l) {
-    l.rounding = l.attn.rounding = l.ffn.rounding = rounding;
+  const auto set_layer = [&](LayerWeights& layer) {
+    layer.rounding = layer.attn.rounding = layer.ffn.rounding = rounding;
   };
-  for (LayerWeights& l : weights->layers) set_layer(l);
+  for (LayerWeights& layer : weights->layers) set_layer(layer);
   for (MtpWeights& m : weights->mtp) set_layer(m.block);
   for_each_parameter(*weights, [&](Parameter& p) {
     p.precision = precision;
@@ -228,6 +320,31 @@ void refresh_weights(const ExecContext& ctx, Weights* weights) {
   ctx.threads->parallel_for(static_cast<int64_t>(all.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) all[static_cast<size_t>(i)]->refresh();
   });
+}
+
+const dist::Group& members_of(const Layout& layout, ShardGroup group) {
+  FATHOM_ASSERT(group != ShardGroup::kNone);
+  return group == ShardGroup::kTp ? layout.tp : layout.etp;
+}
+
+Weights shard_weights(const Weights& whole, const Layout& layout) {
+  Weights part = make_weights(whole.config, !whole.mtp.empty(), layout);
+  std::map<std::string, const Parameter*> by_name;
+  for_each_parameter(whole, [&](const Parameter& p) { by_name[p.name] = &p; });
+  for_each_parameter(part, [&](Parameter& p) {
+    const Parameter& from = *by_name.at(p.name);
+    p.alloc();
+    if (p.kind == ParameterKind::kTable) {
+      p.cut_from_global(from.master.i32(), p.master.i32());
+      return;
+    }
+    std::vector<float> global(static_cast<size_t>(p.global_numel()));
+    std::vector<float> values(static_cast<size_t>(p.numel()));
+    from.get_row_major(global.data());
+    p.cut_from_global(global.data(), values.data());
+    p.set_row_major(values.data());
+  });
+  return part;
 }
 
 void for_each_parameter(Weights& weights, const std::function<void(Parameter&)>& visit) {

@@ -9,6 +9,7 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/model/config.h"
+#include "fathom/model/layout.h"
 #include "fathom/model/parameter.h"
 #include "fathom/model/rounding.h"
 
@@ -43,9 +44,9 @@ struct ExpertWeights {
 struct MoeWeights {
   Rounding rounding;
   Parameter gate;
-  std::optional<Parameter> bias;     // biased-score routing
-  std::optional<Parameter> tid2eid;  // hash routing
-  std::vector<ExpertWeights> experts;
+  std::optional<Parameter> bias;       // biased-score routing
+  std::optional<Parameter> tid2eid;    // hash routing
+  std::vector<ExpertWeights> experts;  // of this rank of ep
   ExpertWeights shared;
 };
 
@@ -65,17 +66,31 @@ struct MtpWeights {
 
 struct Weights {
   ModelConfig config;
+  Layout layout;      // what of the model is here
   Rounding rounding;  // set_precision() gives it to every part
   Precision precision() const { return rounding.precision(); }
-  Parameter embed, head, norm;
-  HyperConnectionWeights hc_head;
-  std::vector<LayerWeights> layers;
-  std::vector<MtpWeights> mtp;
+  Parameter embed;                   // first stage; also where mtp is
+  Parameter head, norm;              // last stage
+  HyperConnectionWeights hc_head;    // last stage
+  std::vector<LayerWeights> layers;  // of the stage; [i] is layer layout.first_layer + i
+  std::vector<MtpWeights> mtp;       // last stage
 };
 
 /// Every parameter with its name and shape, memory not yet allocated (Parameter::alloc).
 /// @param with_mtp false leaves `mtp` empty whatever the config says.
-Weights make_weights(const ModelConfig& config, bool with_mtp = true);
+/// @param layout only this rank's parameters are there, and of those that are divided this rank's
+/// part.
+/// Errors: ConfigError when the layout does not fit the model.
+Weights make_weights(const ModelConfig& config, bool with_mtp = true, const Layout& layout = {});
+
+/// Whether p is the last stage's own copy of the embedding, which mtp reads: another stage trains it.
+bool is_embedding_copy(const Weights& weights, const Parameter& p);
+
+/// One rank's part of a model that is here as a whole, on the host, in fp32.
+Weights shard_weights(const Weights& whole, const Layout& layout);
+
+/// The ranks that a parameter's parts, or parts of its gradient, lie on.
+const dist::Group& members_of(const Layout& layout, ShardGroup group);
 
 /// Sets the mode of all parts and makes every `compute` from its master in it. In a copy of Weights
 /// this leaves the original as it is: they share masters, so the copy is the same model in another

@@ -10,6 +10,7 @@
 #include "fathom/observe/metrics.h"
 #include "fathom/observe/progress.h"
 #include "fathom/observe/tensorboard.h"
+#include "fathom/observe/trace.h"
 
 namespace fathom {
 namespace {
@@ -64,6 +65,38 @@ TEST(ProgressTest, ShowsTheShareDone) {
 
 TEST(SparklineTest, ScalesBetweenTheBounds) {
   EXPECT_EQ(sparkline({0.0, 0.5, 1.0}, 0.0, 1.0), "\u2581\u2585\u2588");
+}
+
+TEST(TraceTest, SpansOfAllRanksStandInOneFileOfTheTraceFormat) {
+  const std::string path = join_path(fresh_directory("trace"), "trace.json");
+  make_directories(::testing::TempDir() + "fathom_observe_trace");
+  std::vector<std::string> events;
+  for (int rank = 0; rank < 2; ++rank) {
+    Trace trace(rank);
+    const auto t = Trace::Clock::now();
+    trace.add("phase", "roll \"out\"", t, t + std::chrono::milliseconds(30));
+    trace.add("communication", "sum", t + std::chrono::milliseconds(5),
+              t + std::chrono::milliseconds(15), 4096);
+    { const TraceSpan span(&trace, "phase", "scope"); }
+    EXPECT_NEAR(trace.seconds("communication"), 0.010, 1e-9);
+    EXPECT_GE(trace.seconds("phase"), 0.030);
+    EXPECT_EQ(trace.seconds("nothing"), 0.0);
+    events.push_back(trace.events());
+  }
+  write_trace(path, events);
+  const Json json = parse_json(read_file(path), path);
+  int spans = 0;
+  for (const Json& event : json.at("traceEvents")) {
+    if (event.at("ph") != "X") continue;
+    ++spans;
+    EXPECT_TRUE(event.at("pid") == 0 || event.at("pid") == 1);
+    if (event.at("name") != "sum") continue;
+    EXPECT_EQ(event.at("cat"), "communication");
+    EXPECT_EQ(event.at("dur"), 10000.0);
+    EXPECT_EQ(event.at("args").at("bytes"), 4096);
+    EXPECT_EQ(event.at("tid"), 1);  // a track of its own
+  }
+  EXPECT_EQ(spans, 6);
 }
 
 }  // namespace

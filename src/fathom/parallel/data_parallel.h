@@ -12,6 +12,7 @@
 
 #include "fathom/dist/group.h"
 #include "fathom/model/parameter.h"
+#include "fathom/parallel/rank_groups.h"
 
 namespace fathom {
 
@@ -19,10 +20,13 @@ namespace fathom {
 /// total length for all members. Empty where there are fewer samples than members.
 /// @param lengths of all samples, the same on every member.
 std::pair<size_t, size_t> share_of(const dist::Group& group, const std::vector<int64_t>& lengths);
+/// That of member `index` of `size`.
+std::pair<size_t, size_t> share_of(int index, int size, const std::vector<int64_t>& lengths);
 
-/// A member for every parameter, which keeps its optimizer state: the one with the fewest elements
-/// so far, in the order given. The same on all members.
-std::vector<int> deal_parameters(const dist::Group& group,
+/// A member of RankGroups::replicas() for every parameter, which keeps its optimizer state: the one
+/// with the fewest elements so far, in the order given. The same on all members, and on the ranks
+/// that have the parameters' other parts.
+std::vector<int> deal_parameters(const RankGroups& groups,
                                  const std::vector<Parameter*>& parameters);
 
 /// Each parameter's gradient buffer on its owner becomes the sum over the members, in rank order.
@@ -30,8 +34,13 @@ std::vector<int> deal_parameters(const dist::Group& group,
 void sum_gradients(const dist::Group& group, const std::vector<Parameter*>& parameters,
                    const std::vector<int>& owners);
 
+/// The same under a layout, over the replicas of each parameter; before that the gradients of ranks
+/// which have those of different rows (Parameter::gradient_group) are added, on all of them.
+void sum_gradients(const RankGroups& groups, const std::vector<Parameter*>& parameters,
+                   const std::vector<int>& owners);
+
 /// Each parameter's master becomes its owner's. Parameter::refresh() is the caller's.
-void share_masters(const dist::Group& group, const std::vector<Parameter*>& parameters,
+void share_masters(const RankGroups& groups, const std::vector<Parameter*>& parameters,
                    const std::vector<int>& owners);
 
 }  // namespace fathom

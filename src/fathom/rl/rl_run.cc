@@ -4,11 +4,14 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <map>
+#include <string>
 
 #include "fathom/base/error.h"
 #include "fathom/base/log.h"
 #include "fathom/checkpoint/training_state.h"
 #include "fathom/config/derived.h"
+#include "fathom/parallel/model_parts.h"
 #include "fathom/rl/rl_options.h"
 #include "fathom/rl/sample_metrics.h"
 #include "fathom/rl/summary.h"
@@ -55,17 +58,18 @@ std::vector<float> all_gate_biases(const Weights& weights) {
 
 RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
              const config::Options& options, const std::string& run_path, const Json& config,
-             dist::Group ranks)
+             RankGroups groups)
     : ctx_(ctx),
-      ranks_(std::move(ranks)),
+      groups_(std::move(groups)),
       weights_(weights),
       tokenizer_(tokenizer),
       options_(options),
       run_path_(run_path),
       process_start_seconds_(now_seconds()) {
   if (writes()) directory_.emplace(run_path);
-  ranks_.barrier();  // the directory is there, and no other run has it
-  log_to_file(join_path(run_path, writes() ? "run.log" : str_cat("rank_", ranks_.rank(), ".log")));
+  groups_.everyone.barrier();  // the directory is there, and no other run has it
+  log_to_file(join_path(run_path,
+                        writes() ? "run.log" : str_cat("rank_", groups_.everyone.rank(), ".log")));
   set_precisions();
   read_data();
   steps_per_rollout_ = steps_per_rollout(options_);
@@ -76,18 +80,22 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
                                            options_.data.rollout_shuffle,
                                            static_cast<uint64_t>(options_.data.rollout_seed));
   collector_ = std::make_unique<RolloutCollector>(prompts_, cursor_.get(),
-                                                  collector_options(options_), ranks_);
+                                                  collector_options(options_), groups_.engines);
   EngineOptions for_engine = engine_options(options_);
   for_engine.append_token = append_token_of(tokenizer_);
   for_engine.cache_answers = false;  // no prompt of a run continues an answer
-  engine_ = std::make_unique<Engine>(ctx_, is_fast() ? rollout_weights_ : *weights_, for_engine);
+  // Ranks that run one engine have to decide alike.
+  for (int64_t bytes : groups_.everyone.concatenate(std::vector<int64_t>{for_engine.state_bytes})) {
+    for_engine.state_bytes = std::min(for_engine.state_bytes, bytes);
+  }
+  engine_ = std::make_unique<Engine>(ctx_, rollout_weights_, for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer),
       [&](const Parameter& p) {
         return !p.name.starts_with("mtp.") && !(freeze_gate && p.name.ends_with(".gate.weight"));
       },
-      ranks_);
+      groups_);
   frozen_bias_ = all_gate_biases(*weights_);
   resume();
   if (!writes()) return;
@@ -101,8 +109,10 @@ void RlRun::set_precisions() {
   const config::Derived derived = config::derive(options_);
   move_weights(ctx_, weights_);
   set_precision(ctx_, weights_, derived.train_precision);
-  if (derived.rollout_precision == derived.train_precision) return;
   rollout_weights_ = *weights_;
+  rollout_weights_.layout = groups_.engine_layout();
+  if (derived.rollout_precision == derived.train_precision) return;
+  is_fast_ = true;
   set_precision(ctx_, &rollout_weights_, derived.rollout_precision);
   log_warning("the trainer computes in ", precision_name(derived.train_precision), ", rollout in ",
               precision_name(derived.rollout_precision),
@@ -139,16 +149,44 @@ void RlRun::run() {
     const MetricList evaluation = evaluate_all(-1);
     if (writes()) metrics_->write(-1, evaluation);
   }
+  start_trace();
+  bool has_ended = true;
   for (int64_t id = first_rollout_; id < num_rollouts_; ++id) {
     run_step(id);
+    if (trace_ && id - first_rollout_ + 1 >= *options_.debug.trace_rollouts) finish_trace();
     if (options_.debug.debug_exit_after_rollout &&
         id - first_rollout_ + 1 >= *options_.debug.debug_exit_after_rollout) {
       log_info("stopped after ", id - first_rollout_ + 1,
                " rollouts, as asked; the run is not finished");
-      return;
+      has_ended = false;
+      break;
     }
   }
-  if (writes()) print_summary();
+  finish_trace();
+  if (has_ended && writes()) print_summary();
+}
+
+void RlRun::start_trace() {
+  if (!options_.debug.trace_rollouts) return;
+  groups_.everyone.barrier();
+  trace_ = std::make_unique<Trace>(groups_.everyone.rank());
+  groups_.everyone.observe_world(
+      [trace = trace_.get()](const char* what, int64_t bytes, auto begin, auto end) {
+        trace->add("communication", what, begin, end, bytes);
+      });
+}
+
+void RlRun::finish_trace() {
+  if (!trace_) return;
+  groups_.everyone.observe_world(nullptr);
+  const std::string path = join_path(run_path_, "trace.json");
+  const double share = trace_->seconds("communication") / trace_->elapsed_seconds();
+  const std::vector<std::string> events = groups_.everyone.all_gather(trace_->events());
+  trace_.reset();
+  if (!writes()) return;
+  write_trace(path, events);
+  log_info("wrote ", path, ": open it in ui.perfetto.dev; rank 0 spent ",
+           number("%.1f", 100.0 * share), " % of the time in communication");
 }
 
 void RlRun::run_step(int64_t rollout_id) {
@@ -156,7 +194,10 @@ void RlRun::run_step(int64_t rollout_id) {
   if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
   engine_->set_weight_version(rollout_id + 1);
   engine_->take_memory();
-  const RolloutResult rollout = collector_->collect(engine_.get());
+  const RolloutResult rollout = [&] {
+    const TraceSpan span(trace_.get(), "phase", "rollout");
+    return collector_->collect(engine_.get());
+  }();
   const ReleasedMemory released = engine_->release_memory();
   const double rolled_out = now_seconds();
   MetricList metrics = rollout_metrics(rollout);
@@ -231,7 +272,10 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
       chosen.assign(begin, begin + static_cast<int64_t>(group));
     }
     const double N = static_cast<double>(per_step);
-    const PolicyMetrics m = policy_forward_backward(ctx_, *weights_, chosen, N, policy_, ranks_);
+    const PolicyMetrics m = [&] {
+      const TraceSpan span(trace_.get(), "phase", "forward and backward");
+      return policy_forward_backward(ctx_, *weights_, chosen, N, policy_, groups_);
+    }();
     const double forwarded = static_cast<double>(std::max<int64_t>(1, m.num_samples));
     // Before any update of this rollout: what decode reported must be what the trainer computes.
     const double difference = m.train_rollout_logprob_abs_diff / forwarded;
@@ -241,7 +285,10 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
                   first_replay_difference(chosen));
     }
     const double lr = learning_rate(schedule_, rollout_id * steps_per_rollout_ + step);
-    const double grad_norm = optimizer_->step(ctx_, lr);
+    const double grad_norm = [&] {
+      const TraceSpan span(trace_.get(), "phase", "optimizer");
+      return optimizer_->step(ctx_, lr);
+    }();
     if (step == 0) {
       metrics.insert(metrics.end(), {{"train/train_rollout_logprob_abs_diff", difference},
                                      {"train/train_rollout_kl", m.train_rollout_kl / forwarded}});
@@ -286,6 +333,7 @@ void RlRun::check_frozen_bias() const {
 }
 
 MetricList RlRun::evaluate_all(int64_t rollout_id) {
+  const TraceSpan span(trace_.get(), "phase", "evaluation");
   if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
   engine_->set_weight_version(rollout_id + 2);
   engine_->take_memory();
@@ -293,7 +341,7 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
   const double start = now_seconds();
   auto run_set = [&](const EvaluationSet& set, const std::string& prefix,
                      const EvaluationOptions& o) {
-    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, ranks_);
+    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, groups_.engines);
     const std::string name = prefix + "/" + set.name;
     std::vector<const Sample*> samples;
     for (const Sample& sample : result.samples) samples.push_back(&sample);
@@ -315,18 +363,45 @@ MetricList RlRun::evaluate_all(int64_t rollout_id) {
 }
 
 void RlRun::save(int64_t rollout_id) {
+  const TraceSpan span(trace_.get(), "phase", "save");
   const double start = now_seconds();
   const Json scalars = {
       {"rollout_id", rollout_id},     {"optimizer", optimizer_->scalars()},
       {"cursor", cursor_->to_json()}, {"collector", collector_->to_json()},
       {"seed", options_.train.seed},  {"rollout_seed", options_.data.rollout_seed},
       {"buffer", Json::array()}};
-  const std::vector<AdamMoments> moments = optimizer_->gathered_moments();
-  if (writes()) {
-    save_training_state(directory_->checkpoints(), rollout_id, *weights_, moments, scalars,
-                        options_.checkpoint.save_retain_interval);
-  }
+  save_state(rollout_id, scalars);
   last_save_seconds_ = now_seconds() - start;
+}
+
+void RlRun::save_state(int64_t rollout_id, const Json& scalars) {
+  const std::vector<AdamMoments> moments = optimizer_->gathered_moments();
+  const auto write = [&](const Weights& weights, const std::vector<AdamMoments>& all_moments) {
+    if (!writes()) return;
+    save_training_state(directory_->checkpoints(), rollout_id, weights, all_moments, scalars,
+                        options_.checkpoint.save_retain_interval);
+  };
+  if (groups_.has_whole_model()) return write(*weights_, moments);
+  // The state of one rank, so that any layout can go on with it.
+  Weights whole = gather_weights(groups_, *weights_);
+  std::map<std::string, Parameter*> by_name;
+  for_each_parameter(whole, [&](Parameter& p) { by_name[p.name] = &p; });
+  std::map<std::string, const AdamMoments*> mine;
+  for (const AdamMoments& m : moments) mine[m.parameter->name] = &m;
+  std::vector<AdamMoments> all_moments;
+  for (Tensor AdamMoments::*which : {&AdamMoments::exp_avg, &AdamMoments::exp_avg_sq}) {
+    size_t next = 0;
+    gather_parameters(
+        groups_, *weights_, [&](const Parameter& p) { return mine.contains(p.name); },
+        [&](const Parameter& p) { return mine.at(p.name)->*which; },
+        [&](const Parameter& p, const Tensor& values) {
+          if (which == &AdamMoments::exp_avg) all_moments.push_back({by_name.at(p.name), {}, {}});
+          AdamMoments& m = all_moments[next++];
+          m.*which = Tensor::zeros(m.parameter->master.shape());
+          m.parameter->store_row_major(values.f32(), m.*which);
+        });
+  }
+  write(whole, all_moments);
 }
 
 void RlRun::resume() {

@@ -12,9 +12,10 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/config/options.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/weights.h"
 #include "fathom/observe/metrics.h"
+#include "fathom/observe/trace.h"
+#include "fathom/parallel/rank_groups.h"
 #include "fathom/rl/evaluation.h"
 #include "fathom/rl/rollout_collector.h"
 #include "fathom/rl/run_directory.h"
@@ -36,13 +37,13 @@ class RlRun {
   /// @param weights the model; changed by training, read by the engine. Outlives the run. Put into
   /// the precision that the options give the trainer.
   /// @param run_path {save-dir}/{run-id}; @param config the resolved options, saved there.
-  /// @param ranks who run it together: they share answers, samples and optimizer state, and the
-  /// first of them writes.
+  /// @param groups who run it together: they share answers, samples, optimizer state and the model
+  /// (of which `weights` are this rank's parts), and the first of them writes.
   /// Errors: UserError (data, directory, damaged checkpoint), ConfigError (options that
   /// contradict).
   RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenizer,
         const config::Options& options, const std::string& run_path, const Json& config,
-        dist::Group ranks = {});
+        RankGroups groups = {});
   ~RlRun();
 
   /// Runs or resumes to the end. Prints one line a step, the reward curve and answers at the end.
@@ -52,7 +53,7 @@ class RlRun {
 
  private:
   void set_precisions();
-  bool is_fast() const { return !rollout_weights_.layers.empty(); }
+  bool is_fast() const { return is_fast_; }
   void read_data();
   void resume();
   void run_step(int64_t rollout_id);
@@ -62,14 +63,19 @@ class RlRun {
   void check_frozen_bias() const;
   std::string first_replay_difference(const std::vector<TrainSample>& samples) const;
   void print_summary() const;
+  void start_trace();
+  void finish_trace();
   bool is_due(const std::optional<int64_t>& interval, int64_t rollout_id) const;
 
-  bool writes() const { return ranks_.rank() == 0; }
+  void save_state(int64_t rollout_id, const Json& scalars);
+  bool writes() const { return groups_.everyone.rank() == 0; }
 
   ExecContext ctx_;
-  dist::Group ranks_;
+  RankGroups groups_;
   Weights* weights_;
-  Weights rollout_weights_;  // the same masters in rollout's precision, where that is another one
+  Weights rollout_weights_;  // the same memory in the engine's layout; with masters of its own form
+                             // where rollout's precision is another one
+  bool is_fast_ = false;
   const Tokenizer& tokenizer_;
   config::Options options_;
   std::string run_path_;
@@ -85,6 +91,7 @@ class RlRun {
   LrScheduleOptions schedule_;
   PolicyStepOptions policy_;
   int64_t num_rollouts_ = 0, steps_per_rollout_ = 1, first_rollout_ = 0;
+  std::unique_ptr<Trace> trace_;  // while --trace-rollouts are under way
   double process_start_seconds_;
   double last_save_seconds_ = 0.0;  // of the step before: a step is written before it is saved
   std::vector<float> frozen_bias_;  // every gate.bias, in order

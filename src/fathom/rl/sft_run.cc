@@ -55,7 +55,7 @@ std::vector<SupervisedExample> read_supervised_examples(const config::Options& o
 
 double run_sft(const ExecContext& ctx, Weights* weights,
                const std::vector<SupervisedExample>& examples, const config::Options& options,
-               const dist::Group& ranks) {
+               const RankGroups& groups) {
   const int64_t batch = options.train.global_batch_size.value_or(kDefaultBatch);
   const int64_t num_steps = options.sft.sft_steps;
   SupervisedOptions supervised;
@@ -65,7 +65,7 @@ double run_sft(const ExecContext& ctx, Weights* weights,
   }
   const LrScheduleOptions schedule = lr_schedule_options(options.optimizer, num_steps);
   Optimizer optimizer(
-      *weights, optimizer_options(options.optimizer), [](const Parameter&) { return true; }, ranks);
+      *weights, optimizer_options(options.optimizer), [](const Parameter&) { return true; }, groups);
   PromptCursor cursor(static_cast<int64_t>(examples.size()), /*shuffle=*/true,
                       static_cast<uint64_t>(options.train.seed));
   double loss = 0.0, mtp_loss = 0.0, last = 0.0, start = now_seconds();
@@ -74,7 +74,7 @@ double run_sft(const ExecContext& ctx, Weights* weights,
     std::vector<SupervisedExample> chosen;
     for (int64_t i : cursor.take(batch)) chosen.push_back(examples[static_cast<size_t>(i)]);
     const SupervisedMetrics m =
-        supervised_forward_backward(ctx, *weights, chosen, supervised, ranks);
+        supervised_forward_backward(ctx, *weights, chosen, supervised, groups);
     const double grad_norm = optimizer.step(ctx, learning_rate(schedule, step));
     loss += m.loss;
     mtp_loss += m.mtp_loss;

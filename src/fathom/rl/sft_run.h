@@ -7,8 +7,8 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/config/options.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/weights.h"
+#include "fathom/parallel/rank_groups.h"
 #include "fathom/tokenizer/tokenizer.h"
 #include "fathom/train/supervised.h"
 
@@ -24,10 +24,10 @@ std::vector<SupervisedExample> read_supervised_examples(const config::Options& o
 
 /// Runs sft_steps steps of global_batch_size examples in seeded, shuffled order and prints a line
 /// per 20 steps. Everything with a gradient is trained, mtp.* with its own loss.
-/// @param ranks who share each step's examples; all have the same weights before and after.
+/// @param groups who share each step's examples and the model.
 /// @return mean loss of the last 20 steps.
 double run_sft(const ExecContext& ctx, Weights* weights,
                const std::vector<SupervisedExample>& examples, const config::Options& options,
-               const dist::Group& ranks = {});
+               const RankGroups& groups = {});
 
 }  // namespace fathom

@@ -27,6 +27,7 @@ struct RequestGroup;
 struct RunningSample {
   RequestGroup* group = nullptr;
   std::unique_ptr<SequenceState> state;  // while running
+  bool shares_prompt_pages = false;      // state is a copy of the prompt's
   int64_t num_computed = 0;              // tokens that state holds
   std::vector<int32_t> drafts;           // guesses that the step under way verifies
   GeneratedText text;

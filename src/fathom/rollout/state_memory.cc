@@ -65,14 +65,17 @@ int64_t StateMemory::start_sample(RunningSample* sample) {
         });
     if (is_last) {
       sample->state = std::move(group.prompt_state);
+      sample->shares_prompt_pages = true;
       return sample->state->num_tokens();
     }
     do {
       sample->state = group.prompt_state->fork();
     } while (sample->state == nullptr && cache_.evict_one());
+    sample->shares_prompt_pages = true;
   } else {
     // Routes and picks of tokens that were computed before are in the completion already.
     sample->state = make_state(tokens_of({&group, sample}), sample->num_tokens() - 1, nullptr);
+    sample->shares_prompt_pages = false;
   }
   return sample->state == nullptr ? -1 : sample->state->num_tokens();
 }
@@ -136,7 +139,12 @@ int64_t StateMemory::sample_bytes(const RequestGroup& group, int64_t num_generat
   const StateLayout& layout = space_->layout;
   return layout.fixed_bytes() +
          layout.history_bytes(expected_tokens(group, num_generated, share_)) -
-         group.prompt_length() / layout.page_size * layout.page_bytes();
+         prompt_page_bytes(group);
+}
+
+int64_t StateMemory::prompt_page_bytes(const RequestGroup& group) const {
+  const StateLayout& layout = space_->layout;
+  return group.prompt_length() / layout.page_size * layout.page_bytes();
 }
 
 int64_t StateMemory::worst_case_bytes(const Request& request) const {
@@ -154,18 +162,24 @@ bool StateMemory::may_start(const Work& work, const std::vector<Work>& running,
   int64_t total = 0;
   std::set<const RequestGroup*> counted;
   const auto add_shared = [&](const RequestGroup& group) {
-    if (counted.insert(&group).second) {
-      total += group.prompt_length() / layout.page_size * layout.page_bytes();
-    }
+    if (counted.insert(&group).second) total += prompt_page_bytes(group);
   };
   const auto add_prompt = [&](const RequestGroup& group) {
     add_shared(group);
     total += layout.fixed_bytes() + layout.history_bytes(group.prompt_length()) -
-             group.prompt_length() / layout.page_size * layout.page_bytes();
+             prompt_page_bytes(group);
   };
   const auto add = [&](const Work& w) {
     if (w.sample != nullptr) {
-      add_shared(*w.group);
+      // Computed again from its tokens, a sample has pages of its own; the cache may have lent it
+      // some, but others need not get the same.
+      const bool runs = w.sample->state != nullptr;
+      const bool shares = runs ? w.sample->shares_prompt_pages : w.group->prompt_state != nullptr;
+      if (shares) {
+        add_shared(*w.group);
+      } else {
+        total += prompt_page_bytes(*w.group);
+      }
       total += sample_bytes(*w.group, static_cast<int64_t>(w.sample->completion.token_ids.size()));
     } else {
       // With its first sample, or prompts alone could fill the memory.

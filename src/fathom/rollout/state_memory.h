@@ -69,6 +69,7 @@ class StateMemory : public SchedulerMemory {
   int64_t start_sample(RunningSample* sample);
   int64_t expected_tokens(const RequestGroup& group, int64_t num_generated, double share) const;
   int64_t sample_bytes(const RequestGroup& group, int64_t num_generated) const;
+  int64_t prompt_page_bytes(const RequestGroup& group) const;
 
   std::shared_ptr<StateSpace> space_;
   ReplayRecord empty_replay_;

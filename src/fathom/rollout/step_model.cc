@@ -17,7 +17,7 @@ Tensor WeightsModel::step(const Batch& batch, const std::vector<int64_t>& rows) 
   const Tensor streams = forward_layers(ctx_, weights_, batch, embed(ctx_, weights_, batch));
   if (batch.segments.front().state->layout().streams_size > 0) keep_streams(batch, streams);
   if (rows.empty()) return Tensor();
-  return logits(ctx_, weights_, collapse(ctx_, weights_, streams, rows));
+  return logits(ctx_, weights_, collapse(ctx_, weights_, batch, streams, rows));
 }
 
 /// Brings the MTP module's window up to the token before the last, whose own row needs the token
@@ -96,7 +96,7 @@ Tensor WeightsModel::draft(std::span<DraftSequence* const> sequences) {
   for (int64_t s = 0; s < S; ++s) {
     sequences[static_cast<size_t>(s)]->streams = out.rows(s, s + 1);
   }
-  return logits(ctx_, weights_, mtp_collapse(ctx_, weights_, out, rows));
+  return logits(ctx_, weights_, mtp_collapse(ctx_, weights_, batch, out, rows));
 }
 
 void WeightsModel::end_draft(std::span<DraftSequence> sequences) {

@@ -1,7 +1,9 @@
 // Random initialisation of a model (supervised.h: init_random_weights).
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
+#include <string>
 
 #include "fathom/base/hash.h"
 #include "fathom/numerics/scalar_math.h"
@@ -27,7 +29,7 @@ float normal_at(uint64_t seed, uint64_t index) {
 float initial_std(const Parameter& p) {
   if (p.name == "embed.weight") return 0.5f;
   if (p.name.ends_with("_fn")) return 0.02f;
-  const float fan_in = 1.0f / std::sqrt(static_cast<float>(p.shape.back()));
+  const float fan_in = 1.0f / std::sqrt(static_cast<float>(p.global_shape.back()));
   const bool is_output =
       p.name.ends_with(".wo_b.weight") || p.name.ends_with(".w2.weight") || p.name == "head.weight";
   return is_output ? 0.5f * fan_in : fan_in;
@@ -57,18 +59,23 @@ void init_table(Parameter& p, int64_t num_experts, uint64_t seed) {
 }  // namespace
 
 void init_random_weights(Weights& weights, uint64_t seed) {
-  uint64_t number = 0;
+  // A rank draws its part of what one rank would draw: tensors are numbered in the whole model.
+  std::map<std::string, uint64_t> numbers;
+  const Weights whole = make_weights(weights.config);
+  for_each_parameter(whole, [&](const Parameter& p) { numbers.emplace(p.name, numbers.size()); });
   for_each_parameter(weights, [&](Parameter& p) {
-    const uint64_t tensor_seed = mix64(seed, number++);
+    const uint64_t tensor_seed = mix64(seed, numbers.at(p.name));
     p.alloc();
     if (p.kind == ParameterKind::kTable) {
       init_table(p, weights.config.n_routed_experts, tensor_seed);
     } else {
-      std::vector<float> values(static_cast<size_t>(p.numel()));
-      const bool is_random = p.kind == ParameterKind::kMatrix || p.name == "embed.weight";
-      const float scale = is_random ? initial_std(p) : 0.0f;
-      for (size_t i = 0; i < values.size(); ++i) {
-        values[i] = is_random ? scale * normal_at(tensor_seed, i) : initial_constant(p);
+      std::vector<float> values(static_cast<size_t>(p.numel()), initial_constant(p));
+      if (p.kind == ParameterKind::kMatrix || p.name == "embed.weight") {
+        const float scale = initial_std(p);
+        p.for_each_global_index([&](int64_t i, int64_t global) {
+          values[static_cast<size_t>(i)] =
+              scale * normal_at(tensor_seed, static_cast<uint64_t>(global));
+        });
       }
       p.set_row_major(values.data());
     }

@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fathom/base/exec_context.h"
 #include "fathom/base/json.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/weights.h"
+#include "fathom/parallel/rank_groups.h"
 
 namespace fathom {
 
@@ -29,21 +30,21 @@ class Optimizer {
  public:
   /// @param is_trained which parameters move (of those with a gradient); their grad buffers are
   /// made. `weights` must outlive the optimizer.
-  /// @param group members with the same weights, each with the gradient of its share of the samples
-  /// in its buffers: each keeps the moments of some parameters and moves those for all.
+  /// @param groups ranks with the same parameters, each with the gradient of its share of the
+  /// samples in its buffers: each keeps the moments of some parameters and moves those for all.
   Optimizer(Weights& weights, const OptimizerOptions& options,
-            const std::function<bool(const Parameter&)>& is_trained, dist::Group group = {});
+            const std::function<bool(const Parameter&)>& is_trained, RankGroups groups = {});
 
-  /// Applies one step with the gradients in the buffers (summed over the group in rank order), then
-  /// clears them. mtp.* is clipped as a
-  /// group of its own, so that the main model's bits do not depend on it.
+  /// Applies one step with the gradients in the buffers (summed over the ranks in rank order), then
+  /// clears them. The norm is that of the whole tensors, in name order, whoever has their parts.
+  /// mtp.* is clipped as a group of its own, so that the main model's bits do not depend on it.
   /// @return L2 norm of the main model's gradient before clipping.
   /// Errors: UserError when a gradient is NaN or infinite; no weight is changed then.
   double step(const ExecContext& ctx, double lr);
 
   void zero_grad();
-  /// All moments on member 0 of the group, for a checkpoint; on the others theirs alone. Of one
-  /// member's optimizer it is the state itself.
+  /// For a checkpoint: the moments of this rank's parts, each on the first replica of its part
+  /// (RankGroups::is_first_replica). Of one rank's optimizer it is the state itself.
   std::vector<AdamMoments> gathered_moments() const;
   /// Memory for all moments, to be filled from a checkpoint: this member's own are the state
   /// itself, the others' are to be dropped.
@@ -55,14 +56,24 @@ class Optimizer {
   void set_scalars(const Json& json, const std::string& origin);
 
  private:
-  bool is_mine(size_t i) const { return owners_[i] == group_.rank(); }
-  std::vector<double> squared_grad_norms(const ExecContext& ctx) const;
+  bool is_mine(size_t i) const { return owners_[i] == groups_.replicas(*parameters_[i]).rank(); }
+  bool is_counted(size_t i) const;
+  void agree_on_names();
+  void share_embedding();
+  struct SquaredNorms {
+    double main = 0.0, mtp = 0.0;
+  };
+  SquaredNorms squared_grad_norms(const ExecContext& ctx) const;
 
   OptimizerOptions options_;
-  dist::Group group_;
+  RankGroups groups_;
+  Parameter* embedding_ = nullptr;  // where the last stage has a copy: its, and the first stage's
   std::vector<Parameter*> parameters_;  // trained, sorted by name
   std::vector<int> owners_;             // by parameter: the member that keeps its moments
   std::vector<AdamMoments> moments_;    // likewise
+  // The trained parameters of the whole model in name order, and where the squared norm of each
+  // stands in those of all ranks, rank by rank.
+  std::vector<std::pair<std::string, size_t>> all_names_;
   int64_t num_steps_ = 0;
   float beta1_power_ = 1.0f, beta2_power_ = 1.0f;  // β^t
 };

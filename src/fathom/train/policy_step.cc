@@ -1,29 +1,31 @@
 #include "fathom/train/policy_step.h"
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
+#include "fathom/parallel/pipeline.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
 namespace {
 
-/// Loss and gradients of one packed micro-batch; appends the metrics of each of its samples.
-void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<TrainSample>& samples,
-                     size_t begin, size_t end, double num_step_samples,
-                     const PolicyStepOptions& options, std::vector<PolicyMetrics>* metrics) {
+PackedBatch pack_samples(const std::vector<TrainSample>& samples, size_t begin, size_t end,
+                         bool replay_routes) {
   std::vector<PackedSequence> sequences;
   for (size_t i = begin; i < end; ++i) {
     const Sample& s = *samples[i].sample;
-    sequences.push_back(
-        {&s.tokens, s.prompt_length(), options.replay_routes ? &s.replay : nullptr});
+    sequences.push_back({&s.tokens, s.prompt_length(), replay_routes ? &s.replay : nullptr});
   }
-  const PackedBatch packed = pack_sequences(sequences);
+  return pack_sequences(sequences);
+}
+
+/// Loss of one packed micro-batch, whose first sample is `begin`; appends the metrics of each of
+/// its samples. @return the gradient of the streams.
+Tensor run_head(const ExecContext& ctx, Weights& w, const std::vector<TrainSample>& samples,
+                size_t begin, size_t end, const PackedBatch& packed, const Tensor& streams,
+                double num_step_samples, const PolicyStepOptions& options,
+                std::vector<PolicyMetrics>* metrics) {
   const float temperature = static_cast<float>(options.temperature);
   const bool with_entropy = options.observe_entropy || options.loss.entropy_coef != 0.0;
-
-  Tape tape;
-  const Tensor streams = forward_layers(ctx, w, packed.batch, embed(ctx, w, packed.batch), &tape);
-  const Tensor hidden = collapse(ctx, w, streams, packed.rows);
+  const Tensor hidden = collapse(ctx, w, packed.batch, streams, packed.rows);
   std::vector<float> entropy(with_entropy ? packed.rows.size() : 0);
   const Tensor log_prob = log_probs(ctx, w, hidden, packed.targets, temperature,
                                     with_entropy ? entropy.data() : nullptr);
@@ -54,8 +56,7 @@ void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<Train
   const Tensor dhidden =
       log_probs_backward(ctx, w, hidden, packed.targets, temperature, dlog_probs.data(),
                          entropy_has_gradient ? dentropy.data() : nullptr);
-  const Tensor dstreams = collapse_backward(ctx, w, streams, packed.rows, dhidden);
-  embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
+  return collapse_backward(ctx, w, packed.batch, streams, packed.rows, dhidden);
 }
 
 }  // namespace
@@ -63,7 +64,7 @@ void run_micro_batch(const ExecContext& ctx, Weights& w, const std::vector<Train
 PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const std::vector<TrainSample>& samples,
                                       double num_step_samples, const PolicyStepOptions& options,
-                                      const dist::Group& group) {
+                                      const RankGroups& groups) {
   std::vector<int64_t> lengths;
   for (const TrainSample& t : samples) {
     check_sample(*t.sample);
@@ -72,36 +73,52 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
         "sample ", t.sample->index, " has no rollout log-probs, which the policy loss needs");
     lengths.push_back(static_cast<int64_t>(t.sample->tokens.size()));
   }
-  const auto share = share_of(group, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
-  std::vector<PolicyMetrics> of_samples;  // of the share
-  for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    run_micro_batch(ctx, weights, samples, share.first + static_cast<size_t>(borders[b]),
-                    share.first + static_cast<size_t>(borders[b + 1]), num_step_samples, options,
-                    &of_samples);
+  const std::vector<SampleRange> ranges =
+      own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch);
+  std::vector<PackedBatch> packed;
+  for (const auto& [begin, end] : ranges) {
+    packed.push_back(pack_samples(samples, begin, end, options.replay_routes));
   }
+  std::vector<PolicyMetrics> of_samples;  // of the share
+  run_training(
+      ctx, weights, groups.stages,
+      {.num_micro_batches = static_cast<int>(packed.size()),
+       .batch = [&](int b) -> const Batch& { return packed[static_cast<size_t>(b)].batch; },
+       .head =
+           [&](int b, const Tensor& streams) {
+             const auto& [begin, end] = ranges[static_cast<size_t>(b)];
+             return run_head(ctx, weights, samples, begin, end, packed[static_cast<size_t>(b)],
+                             streams, num_step_samples, options, &of_samples);
+           }});
   PolicyMetrics metrics;
-  for (const PolicyMetrics& m : group.concatenate(of_samples)) metrics.add(m);
+  for (const PolicyMetrics& m : groups.from_last_stage(groups.dp.concatenate(of_samples))) {
+    metrics.add(m);
+  }
   return metrics;
 }
 
 std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weights& weights,
                                               const std::vector<const Sample*>& samples,
-                                              double temperature) {
+                                              double temperature, const RankGroups& groups) {
   std::vector<PackedSequence> sequences;
   for (const Sample* s : samples) sequences.push_back({&s->tokens, s->prompt_length(), nullptr});
   const PackedBatch packed = pack_sequences(sequences);
-  const Tensor streams =
-      forward_layers(ctx, weights, packed.batch, embed(ctx, weights, packed.batch));
-  const Tensor log_prob = log_probs(ctx, weights, collapse(ctx, weights, streams, packed.rows),
-                                    packed.targets, static_cast<float>(temperature));
+  std::vector<float> all;
+  run_forward(ctx, weights, groups.stages,
+              {.num_micro_batches = 1,
+               .batch = [&](int) -> const Batch& { return packed.batch; },
+               .head =
+                   [&](int, const Tensor& streams) {
+                     const Tensor log_prob = log_probs(
+                         ctx, weights, collapse(ctx, weights, packed.batch, streams, packed.rows),
+                         packed.targets, static_cast<float>(temperature));
+                     all.assign(log_prob.f32(), log_prob.f32() + log_prob.numel());
+                     return Tensor();
+                   }});
+  all = groups.from_last_stage(std::move(all));
   std::vector<std::vector<float>> result;
   for (size_t i = 0; i < samples.size(); ++i) {
-    result.emplace_back(log_prob.f32() + packed.row_begin[i],
-                        log_prob.f32() + packed.row_begin[i + 1]);
+    result.emplace_back(all.begin() + packed.row_begin[i], all.begin() + packed.row_begin[i + 1]);
   }
   return result;
 }

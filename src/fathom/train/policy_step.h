@@ -6,8 +6,8 @@
 
 #include "fathom/base/exec_context.h"
 #include "fathom/data/sample.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/forward.h"
+#include "fathom/parallel/rank_groups.h"
 #include "fathom/train/policy_loss.h"
 
 namespace fathom {
@@ -30,20 +30,21 @@ struct PolicyStepOptions {
 /// @param samples in sample order, with their advantages
 /// @param num_step_samples N, the loss's normaliser: all samples of the step, also those not given
 ///        here because their advantage is zero
-/// @param group members who were all given the same samples: each runs its share of them (share_of)
-///        and adds that share's gradient
-/// @return sums over the given samples in their order (PolicyMetrics), the same bits for any group
+/// @param groups all ranks were given the same samples: each runs its share (own_micro_batches) and
+///        adds that share's gradient
+/// @return sums over the given samples in their order (PolicyMetrics), the same bits for any layout
 ///         and any cut; old log-probs are the rollout's.
 /// Errors: UserError when a sample has no rollout log-probs or no response.
 PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
                                       const std::vector<TrainSample>& samples,
                                       double num_step_samples, const PolicyStepOptions& options,
-                                      const dist::Group& group = {});
+                                      const RankGroups& groups = {});
 
 /// Forward only: log-probs of the response tokens of each sample at the temperature, as the trainer
-/// computes them. For the metric of a step without gradients and for checks.
+/// computes them. For the metric of a step without gradients and for checks. The ranks of all
+/// stages call it with the same samples, and all get the result.
 std::vector<std::vector<float>> score_samples(const ExecContext& ctx, const Weights& weights,
                                               const std::vector<const Sample*>& samples,
-                                              double temperature);
+                                              double temperature, const RankGroups& groups = {});
 
 }  // namespace fathom

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "fathom/base/exec_context.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/forward.h"
+#include "fathom/parallel/rank_groups.h"
 
 namespace fathom {
 
@@ -32,11 +32,11 @@ std::vector<std::vector<int32_t>> read_token_lines(const std::string& path,
 /// t+1). With gradients: loss f32 [1], the mean of −logprobs over all predicted tokens of all
 /// sequences, and grad.<official name> in the decoded shape for every trained tensor of the main
 /// model. Errors: UserError when MTP is asked of a model without an MTP block.
-/// @param group members with the same weights and sequences, who share the work. Member 0 gets all
-/// of the result, the others the loss alone or nothing. Log-probs, logits and the loss have the
-/// same bits for any group; gradients are sums over the members in rank order.
+/// @param groups ranks with the same sequences and their parts of the weights, who share the work.
+/// Rank 0 gets all of the result, the others the loss alone or nothing. Log-probs, logits and the
+/// loss have the same bits under any layout; gradients as docs/numerics.md says.
 NamedTensors score(const ExecContext& ctx, Weights& weights,
                    const std::vector<std::vector<int32_t>>& sequences, const ScoreOptions& options,
-                   const dist::Group& group = {});
+                   const RankGroups& groups = {});
 
 }  // namespace fathom

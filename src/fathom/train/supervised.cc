@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
+#include "fathom/parallel/pipeline.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
@@ -25,10 +25,11 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
       next_ids.push_back(tokens[t + 1]);
     }
   }
-  if (rows.empty()) return;
+  // Other ranks may need this one's experts even so.
+  if (rows.empty() && w.layout.experts.size() == 1) return;
   Tape tape;
   const Tensor draft = mtp(ctx, w, packed.batch, streams, next_ids, &tape);
-  const Tensor hidden = mtp_collapse(ctx, w, draft, rows);
+  const Tensor hidden = mtp_collapse(ctx, w, packed.batch, draft, rows);
   const Tensor log_prob = log_probs(ctx, w, hidden, targets, 1.0f);
   all_log_probs->insert(all_log_probs->end(), log_prob.f32(), log_prob.f32() + rows.size());
   const std::vector<float> dlog_probs(rows.size(), static_cast<float>(-scale_per_token));
@@ -39,7 +40,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
       log_probs_backward(ctx, w, hidden, targets, 1.0f, dlog_probs.data(), nullptr);
   w.head.grad = head_grad;
   Tensor ddraft;
-  mtp_collapse_backward(ctx, w, draft, rows, dhidden, &ddraft);
+  mtp_collapse_backward(ctx, w, packed.batch, draft, rows, dhidden, &ddraft);
   mtp_backward(ctx, w, packed.batch, streams, next_ids, tape, ddraft);
 }
 
@@ -48,7 +49,7 @@ void run_mtp(const ExecContext& ctx, Weights& w, const std::vector<SupervisedExa
 SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w,
                                               const std::vector<SupervisedExample>& examples,
                                               const SupervisedOptions& options,
-                                              const dist::Group& group) {
+                                              const RankGroups& groups) {
   SupervisedMetrics metrics;
   std::vector<int64_t> lengths;
   int64_t num_mtp_tokens = 0;
@@ -60,40 +61,45 @@ SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& w
   }
   const bool with_mtp =
       !w.mtp.empty() && options.mtp_loss_scaling_factor > 0.0 && num_mtp_tokens > 0;
-  const auto share = share_of(group, lengths);
-  const std::vector<int64_t> borders =
-      cut_micro_batches({lengths.begin() + static_cast<int64_t>(share.first),
-                         lengths.begin() + static_cast<int64_t>(share.second)},
-                        options.max_tokens_per_micro_batch);
-  std::vector<float> token_log_probs, mtp_log_probs;  // of the share, in token order
-  for (size_t b = 0; b + 1 < borders.size(); ++b) {
-    const size_t begin = share.first + static_cast<size_t>(borders[b]),
-                 end = share.first + static_cast<size_t>(borders[b + 1]);
+  const double mtp_scale =
+      options.mtp_loss_scaling_factor / static_cast<double>(std::max<int64_t>(1, num_mtp_tokens));
+  const std::vector<SampleRange> ranges =
+      own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch);
+  std::vector<PackedBatch> packed;
+  for (const auto& [begin, end] : ranges) {
     std::vector<PackedSequence> sequences;
     for (size_t i = begin; i < end; ++i) {
       sequences.push_back({&examples[i].tokens, examples[i].target_begin, nullptr});
     }
-    const PackedBatch packed = pack_sequences(sequences);
-    Tape tape;
-    const Tensor streams = forward_layers(ctx, w, packed.batch, embed(ctx, w, packed.batch), &tape);
-    const Tensor hidden = collapse(ctx, w, streams, packed.rows);
-    const Tensor log_prob = log_probs(ctx, w, hidden, packed.targets, 1.0f);
-    token_log_probs.insert(token_log_probs.end(), log_prob.f32(),
-                           log_prob.f32() + packed.rows.size());
-    const std::vector<float> dlog_probs(
-        packed.rows.size(), static_cast<float>(-1.0 / static_cast<double>(metrics.num_tokens)));
-    const Tensor dhidden =
-        log_probs_backward(ctx, w, hidden, packed.targets, 1.0f, dlog_probs.data(), nullptr);
-    const Tensor dstreams = collapse_backward(ctx, w, streams, packed.rows, dhidden);
-    embed_backward(ctx, w, packed.batch, backward_layers(ctx, w, packed.batch, tape, dstreams));
-    if (with_mtp) {
-      run_mtp(ctx, w, examples, begin, end, packed, streams,
-              options.mtp_loss_scaling_factor / static_cast<double>(num_mtp_tokens),
-              &mtp_log_probs);
-    }
+    packed.push_back(pack_sequences(sequences));
   }
-  for (float v : group.concatenate(token_log_probs)) metrics.loss -= v;
-  for (float v : group.concatenate(mtp_log_probs)) metrics.mtp_loss -= v;
+  std::vector<float> token_log_probs, mtp_log_probs;  // of the share, in token order
+  const auto head = [&](int b, const Tensor& streams) {
+    const PackedBatch& p = packed[static_cast<size_t>(b)];
+    const Tensor hidden = collapse(ctx, w, p.batch, streams, p.rows);
+    const Tensor log_prob = log_probs(ctx, w, hidden, p.targets, 1.0f);
+    token_log_probs.insert(token_log_probs.end(), log_prob.f32(), log_prob.f32() + p.rows.size());
+    const std::vector<float> dlog_probs(
+        p.rows.size(), static_cast<float>(-1.0 / static_cast<double>(metrics.num_tokens)));
+    const Tensor dhidden =
+        log_probs_backward(ctx, w, hidden, p.targets, 1.0f, dlog_probs.data(), nullptr);
+    const Tensor dstreams = collapse_backward(ctx, w, p.batch, streams, p.rows, dhidden);
+    if (with_mtp) {
+      const auto& [begin, end] = ranges[static_cast<size_t>(b)];
+      run_mtp(ctx, w, examples, begin, end, p, streams, mtp_scale, &mtp_log_probs);
+    }
+    return dstreams;
+  };
+  run_training(
+      ctx, w, groups.stages,
+      {.num_micro_batches = static_cast<int>(packed.size()),
+       .batch = [&](int b) -> const Batch& { return packed[static_cast<size_t>(b)].batch; },
+       .head = head});
+  const auto of_step = [&](const std::vector<float>& of_share) {
+    return groups.from_last_stage(groups.dp.concatenate(of_share));
+  };
+  for (float v : of_step(token_log_probs)) metrics.loss -= v;
+  for (float v : of_step(mtp_log_probs)) metrics.mtp_loss -= v;
   metrics.loss /= static_cast<double>(std::max<int64_t>(1, metrics.num_tokens));
   metrics.mtp_loss /= static_cast<double>(std::max<int64_t>(1, num_mtp_tokens));
   return metrics;

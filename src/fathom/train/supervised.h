@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "fathom/base/exec_context.h"
-#include "fathom/dist/group.h"
 #include "fathom/model/forward.h"
+#include "fathom/parallel/rank_groups.h"
 
 namespace fathom {
 
@@ -28,12 +28,12 @@ struct SupervisedMetrics {
 
 /// Adds the gradient of one step to the parameters' buffers: mean over all learned tokens of the
 /// step; the MTP loss (targets t+2, streams, embedding and head detached) reaches mtp.* alone.
-/// @param examples all of the step; each member of `group` runs its share of them (share_of) and
-/// adds that share's gradient. The metrics are those of the step, the same bits for any group.
+/// @param examples all of the step; each rank runs its share of them (own_micro_batches) and adds
+/// that share's gradient. The metrics are those of the step, the same bits for any layout.
 SupervisedMetrics supervised_forward_backward(const ExecContext& ctx, Weights& weights,
                                               const std::vector<SupervisedExample>& examples,
                                               const SupervisedOptions& options,
-                                              const dist::Group& group = {});
+                                              const RankGroups& groups = {});
 
 /// Fills fresh masters: matrices N(0, 1/fan_in), wo_b, w2 and head times 0.5, embedding std 0.5, hc
 /// fn std 0.02, hc base, sinks, ape, gate bias 0, hc scale and norms 1, tid2eid distinct random

@@ -1,5 +1,6 @@
 #include "fathom/kernels/log_prob/log_prob_cpu.h"
 
+#include "fathom/kernels/log_prob/log_prob.h"
 #include "fathom/numerics/row_ops.h"
 #include "fathom/numerics/vec_math.h"
 

@@ -5,11 +5,7 @@
 
 namespace fathom {
 
-/// Softmax statistics of a set of logits z: m = max, l = sum e^(z-m), and for the entropy
-/// s = sum (z-m) e^(z-m). No logits: m = -inf, l = s = 0.
-struct SoftmaxStats {
-  float max, sum, weighted;
-};
+struct SoftmaxStats;  // log_prob.h; of no logits: max = -inf, the sums 0
 
 /// Logits of a block of rows over columns [first_column, first_column + num_columns).
 struct LogitBlock {

@@ -99,6 +99,47 @@ __global__ void logit_gradient_kernel(const LogProbBwd b, int64_t first_row, int
 
 int64_t rows_at_once(const LogProbFwd& p) { return std::clamp<int64_t>(kLogits / p.V, 1, p.R); }
 
+/// Columns of the eighths that dhidden's sum is cut into, and how many of them there are.
+int64_t columns_per_part(int64_t vocab) {
+  return vocab_chunk_size(vocab) * ((vocab + 8 * 3232 - 1) / (8 * 3232));
+}
+int64_t num_hidden_parts(int64_t vocab) {
+  const int64_t columns = columns_per_part(vocab);
+  return (vocab + columns - 1) / columns;
+}
+
+__global__ void add_kernel(const float* from, int64_t n, float* to) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) to[i] += from[i];
+}
+
+/// dz W of a block of rows: one chain for each part, parts added by a pairwise tree.
+void hidden_gradient(Device& device, const LogProbFwd& p, const float* dz, int64_t first,
+                     int64_t rows, float* parts, float* dhidden) {
+  const int64_t columns = columns_per_part(p.V), num_parts = num_hidden_parts(p.V);
+  const int64_t n = rows * p.D;
+  const auto part_begin = [&](int64_t part) {
+    return part == 0 ? dhidden + first * p.D : parts + part * n;
+  };
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const int64_t begin = part * columns;
+    linear_bwd_input(device, {.dy = dz + begin,
+                              .dy_stride = p.V,
+                              .w_panels = p.w_panels + begin * p.D,
+                              .dx = part_begin(part),
+                              .dx_stride = p.D,
+                              .T = rows,
+                              .N = std::min(columns, p.V - begin),
+                              .K = p.D});
+  }
+  for (int64_t step = 1; step < num_parts; step *= 2) {
+    for (int64_t part = 0; part + step < num_parts; part += 2 * step) {
+      FATHOM_LAUNCH(device, add_kernel, blocks_for(n, kThreads), kThreads, 0,
+                    part_begin(part + step), n, part_begin(part));
+    }
+  }
+}
+
 void compute_logits(Device& device, const LogProbFwd& p, int64_t first, int64_t rows, float* z) {
   linear_fwd(device, {.x = p.hidden + first * p.D,
                       .x_stride = p.D,
@@ -132,20 +173,14 @@ void log_prob_bwd(Device& device, const LogProbBwd& b) {
   const LogProbFwd& p = b.fwd;
   const int64_t at_once = rows_at_once(p);
   const Scratch<float> z(device, at_once * p.V);
+  const Scratch<float> parts(device, num_hidden_parts(p.V) * at_once * p.D);
   // Row blocks upwards: the chain of dW over rows continues from block to block.
   for (int64_t first = 0; first < p.R; first += at_once) {
     const int64_t rows = std::min(at_once, p.R - first);
     compute_logits(device, p, first, rows, z.get());
     FATHOM_LAUNCH(device, logit_gradient_kernel, blocks_for(rows * p.V, kThreads), kThreads, 0, b,
                   first, rows * p.V, z.get());
-    linear_bwd_input(device, {.dy = z.get(),
-                              .dy_stride = p.V,
-                              .w_panels = p.w_panels,
-                              .dx = b.dhidden + first * p.D,
-                              .dx_stride = p.D,
-                              .T = rows,
-                              .N = p.V,
-                              .K = p.D});
+    hidden_gradient(device, p, z.get(), first, rows, parts.get(), b.dhidden);
     if (b.dw_panels == nullptr) continue;
     linear_bwd_weight(device, {.x = p.hidden + first * p.D,
                                .x_stride = p.D,
