@@ -106,7 +106,8 @@ TEST_P(Layouts, ReplayedRoutesReachTheRankThatHasTheRow) {
     for_each_parameter(w, [](Parameter& p) { p.alloc_grad(); });
     return policy_forward_backward(
         ctx, w, train, 4.0,
-        {.max_tokens_per_micro_batch = 90, .observe_entropy = true, .replay_routes = true}, ranks);
+        {.micro_batches = {.max_tokens = 90}, .observe_entropy = true, .replay_routes = true},
+        ranks);
   };
   ThreadPool pool(1);
   const ExecContext one = {&pool, detect_cpu_isa()};
