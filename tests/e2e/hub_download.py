@@ -354,8 +354,8 @@ def pipeline(c):
 def make_certificate(work, name):
     """A certificate that vouches for itself: (its file, the file of its key)."""
     certificate, key = (os.path.join(work, f"{name}.{kind}") for kind in ("pem", "key"))
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-                    "-subj", "/CN=" + name, "-addext", f"subjectAltName=IP:{name}", "-keyout", key, "-out", certificate],
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
+                    "2", "-subj", "/CN=" + name, "-addext", f"subjectAltName=IP:{name}", "-keyout", key, "-out", certificate],
                    check=True, capture_output=True)
     return certificate, key
 

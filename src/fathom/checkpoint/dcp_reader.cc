@@ -14,6 +14,8 @@
 namespace fathom {
 namespace {
 
+constexpr int64_t kSmallFile = 64 << 20;
+
 // Size of a regular file; links are not followed, so that a checkpoint cannot point outside.
 int64_t regular_file_size(const std::string& path) {
   struct stat info {};
@@ -118,7 +120,11 @@ const DcpTensor& DcpReader::tensor(const std::string& key) const {
 const DcpReader::OpenFile& DcpReader::file(const std::string& name) {
   const std::lock_guard lock(mutex_);
   std::unique_ptr<OpenFile>& file = files_[name];
-  if (!file) file = std::make_unique<OpenFile>(join_path(directory_, name));
+  if (!file) {
+    file = std::make_unique<OpenFile>(join_path(directory_, name));
+    // Many small items one by one would be as many waits for the disk.
+    if (file->reader.size() <= kSmallFile) file->reader.prefetch(0, file->reader.size());
+  }
   return *file;
 }
 

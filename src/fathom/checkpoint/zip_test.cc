@@ -1,10 +1,14 @@
 #include "fathom/checkpoint/zip.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 
 #include "fathom/base/error.h"
+#include "fathom/base/file.h"
 #include "fathom/base/hash.h"
 #include "fathom/checkpoint/pickle_tensor.h"
 #include "fathom/checkpoint/zip_crc.h"
@@ -126,6 +130,62 @@ TEST(TorchArchiveTest, TensorArchivesAreTheBytesOfTorchSave) {
     const std::string bytes = archive_of(c.dtype, c.shape, pattern(c.dtype, c.shape));
     EXPECT_EQ(bytes.size(), c.size) << dtype_name(c.dtype);
     EXPECT_EQ(sha256_hex(bytes), c.sha256) << dtype_name(c.dtype);
+  }
+}
+
+// The same of torch.zeros(n, dtype=torch.uint8) at the limit of 32 bits and beyond; hashed are the
+// bytes around the elements.
+TEST(TorchArchiveTest, ArchivesBeyond4GigabytesAreThoseOfTorchSaveToo) {
+  constexpr int64_t kHead = 704;
+  struct Case {
+    int64_t num_elements, size;
+    const char* sha256;
+  };
+  const Case cases[] = {{(int64_t{1} << 32) - 1, 4294968925,
+                         "b73ed3a0aa1c67a55bdec14c814b745f56158470431b304e4b7849288c399f1a"},
+                        {int64_t{1} << 32, 4294968925,
+                         "35ebc759928255c225a668cafb3c7f95a3457ae88c3f4c2b2be825993bdb2220"},
+                        {(int64_t{1} << 32) + 192, 4294969117,
+                         "dca470878139bac73c86df12334341b97e153f5520a6f2661e55ca8c8a82f77f"}};
+  const std::vector<char> zeros(1 << 20);
+  for (const Case& c : cases) {
+    std::string around;
+    int64_t at = 0;
+    write_tensor_archive(
+        DType::kU8, {c.num_elements},
+        [&](const ByteSink& sink) {
+          const auto piece = static_cast<int64_t>(zeros.size());
+          for (int64_t i = 0; i < c.num_elements; i += piece) {
+            sink(zeros.data(), std::min(piece, c.num_elements - i));
+          }
+        },
+        64,
+        [&](const void* p, int64_t n) {
+          if (at < kHead || at >= kHead + c.num_elements) {
+            ASSERT_TRUE(at >= kHead || at + n <= kHead);  // elements come in writes of their own
+            around.append(static_cast<const char*>(p), static_cast<size_t>(n));
+          }
+          at += n;
+        });
+    EXPECT_EQ(at, c.size);
+    EXPECT_EQ(sha256_hex(around), c.sha256) << c.num_elements;
+
+    // Read where the elements are a hole of a file.
+    const std::string path =
+        str_cat(::testing::TempDir(), "fathom_zip_test_", ::getpid(), "_", c.num_elements);
+    std::fstream(path, std::ios::out | std::ios::binary).write(around.data(), kHead);
+    std::filesystem::resize_file(path, static_cast<uintmax_t>(kHead + c.num_elements));
+    std::ofstream(path, std::ios::app | std::ios::binary)
+        .write(around.data() + kHead, std::ssize(around) - kHead);
+    {
+      const MappedFile file(path);
+      const TensorView view = read_tensor_archive({file.data(), static_cast<size_t>(file.size())},
+                                                  path, /*verify=*/true,
+                                                  /*verify_elements=*/false);
+      EXPECT_EQ(view.shape, std::vector<int64_t>{c.num_elements});
+      EXPECT_EQ(view.data.data() - file.data(), kHead);
+    }
+    std::filesystem::remove(path);
   }
 }
 

@@ -33,9 +33,9 @@ enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
 enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
+enum class RolloutLayout { kShared, kEngine };
 enum class BenchMode { kForward, kTrain, kDecode };
 enum class Recompute { kNone, kLayer };
-enum class RolloutLayout { kShared, kEngine };
 
 /// What the program runs on. But for the precision, changes no bits of any result.
 struct RuntimeOptions {

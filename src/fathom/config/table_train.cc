@@ -135,7 +135,7 @@ void describe_batches(OptionTable& table, Options& options) {
 void describe_layout(OptionTable& table, Options& options) {
   ParallelOptions& o = options.parallel;
   table.group("Layout", kPipeline);
-  // A conversion writes for any layout; these compute in it.
+  // A conversion writes for any layout, and plan takes any; these compute in it.
   const CommandSet computes = kTraining | set_of(Command::kSft, Command::kScore);
   const auto size = [&](const std::string& name, int64_t* field, const std::string& help) {
     table.add(name, field, help).at_least(1).for_commands(kPipeline | computes);
@@ -154,12 +154,14 @@ void describe_layout(OptionTable& table, Options& options) {
       .add("decoder-first-pipeline-num-layers", &o.decoder_first_pipeline_num_layers,
            "layers of the first pipeline stage")
       .at_least(1)
-      .for_commands(kPipeline | computes);
+      .for_commands(kPipeline | computes)
+      .planned();
   table
       .add("decoder-last-pipeline-num-layers", &o.decoder_last_pipeline_num_layers,
            "layers of the last pipeline stage")
       .at_least(1)
-      .for_commands(kPipeline | computes);
+      .for_commands(kPipeline | computes)
+      .planned();
   table
       .add(
           "make-vocab-size-divisible-by", &o.make_vocab_size_divisible_by,

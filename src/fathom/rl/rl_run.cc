@@ -333,7 +333,7 @@ std::string RlRun::first_replay_difference(const std::vector<TrainSample>& sampl
   std::vector<const Sample*> recorded;
   for (const TrainSample& s : samples) recorded.push_back(s.sample);
   const ReplayCheck check =
-      check_replay(ctx_, *weights_, recorded, policy_.max_tokens_per_micro_batch, groups_);
+      check_replay(ctx_, *weights_, recorded, policy_.micro_batches.max_tokens, groups_);
   if (check.num_tokens == 0) return "";
   return check.first ? "; " + check.first->text()
                      : "; experts and indexer picks are the same everywhere";
