@@ -1,5 +1,5 @@
-// The loop on several ranks: the same answers as on one, P1 exactly 0, the same weights everywhere,
-// and a checkpoint of two ranks that goes on with one and with three.
+// The loop on several ranks, which share the samples or the model as well: the same answers as on
+// one, P1 exactly 0, the same weights everywhere, and checkpoints that go on in other layouts.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -9,7 +9,7 @@
 #include "fathom/base/file.h"
 #include "fathom/dist/local_ranks.h"
 #include "fathom/rl/rl_run.h"
-#include "tests/integration/tiny_model.h"
+#include "tests/multirank/layouts.h"
 
 namespace fathom {
 namespace {
@@ -59,6 +59,21 @@ std::vector<Weights> run_on(int num_ranks, const config::Options& options,
   for (size_t r = 0; r < errors.size(); ++r) EXPECT_EQ(errors[r], "") << "rank " << r;
   for (const Weights& w : weights) EXPECT_TRUE(same_masters(w, weights[0]));
   return weights;
+}
+
+/// The same with the model shared by the ranks of a layout.
+void run_in(const TestLayout& layout, const config::Options& options, const std::string& path) {
+  const Tokenizer tokenizer = Tokenizer::load(source_path("configs/tiny/tokenizer"));
+  const Weights whole = make_tiny_weights(11);
+  expect_all_well(dist::run_local_ranks(layout.num_ranks(), [&](dist::World& world) {
+    ThreadPool pool(1);
+    const ExecContext ctx{&pool, detect_cpu_isa()};
+    const RankGroups groups = groups_of(layout, world, whole.config);
+    Weights w = part_of(whole, groups.layout);
+    config::Options with_layout = options;  // what the engine's layout follows from
+    with_layout.parallel.pipeline_model_parallel_size = layout.pp;
+    RlRun(ctx, &w, tokenizer, with_layout, path, Json::object(), groups).run();
+  }));
 }
 
 std::vector<double> metric(const std::string& path, const std::string& name) {
@@ -130,6 +145,76 @@ TEST(RlRanks, ARunGoesOnWithAnotherNumberOfRanks) {
               metric(whole, "rollout/rollout_log_probs")[2]);
     EXPECT_EQ(metric(copy, "train/loss")[2], metric(whole, "train/loss")[2]);
     EXPECT_EQ(metric(copy, "train/train_rollout_logprob_abs_diff"), (std::vector<double>(4, 0.0)));
+  }
+}
+
+const TestLayout kShared[] = {{.tp = 2},
+                              {.tp = 2, .ep = 2, .sequence_parallel = true},
+                              {.dp = 2, .ep = 2},
+                              {.dp = 2, .tp = 2, .ep = 4},
+                              {.cp = 2, .tp = 2, .sequence_parallel = true},
+                              {.pp = 2},
+                              {.pp = 2, .dp = 2},
+                              {.pp = 2, .tp = 2}};
+
+TEST(RlRanks, AModelThatIsSharedGivesTheSameAnswers) {
+  const std::string one = fresh_directory("alone");
+  run_on(1, small_run(), one);
+  for (const TestLayout& layout : kShared) {
+    SCOPED_TRACE(layout.text());
+    const std::string many = fresh_directory(layout.text());
+    run_in(layout, small_run(), many);
+    EXPECT_EQ(metric(many, "train/train_rollout_logprob_abs_diff"), (std::vector<double>(4, 0.0)));
+    for (const char* name :
+         {"rollout/raw_reward", "rollout/response_lengths", "rollout/rollout_log_probs",
+          "rollout/num_submitted_groups", "train/loss", "train/entropy_loss", "eval/digits"}) {
+      const auto a = metric(one, name), b = metric(many, name);
+      ASSERT_EQ(a.size(), b.size()) << name;
+      ASSERT_FALSE(a.empty()) << name;
+      EXPECT_EQ(a[0], b[0]) << name;
+    }
+    const double norm = metric(one, "train/grad_norm")[0];
+    EXPECT_NEAR(metric(many, "train/grad_norm")[0], norm, 1e-5 * norm);
+  }
+}
+
+TEST(RlRanks, ARunGoesOnInAnotherLayout) {
+  const TestLayout layout = {.dp = 2, .tp = 2, .ep = 2, .sequence_parallel = true};
+  const std::string whole = fresh_directory("whole_layout"), cut = fresh_directory("cut_layout");
+  run_in(layout, small_run(), whole);
+  config::Options stop_early = small_run();
+  stop_early.debug.debug_exit_after_rollout = 2;
+  run_in(layout, stop_early, cut);
+  const std::string copies[] = {fresh_directory("cut_one"), fresh_directory("cut_ep")};
+  for (const std::string& copy : copies) {
+    std::filesystem::copy(cut, copy, std::filesystem::copy_options::recursive);
+  }
+  run_in(layout, small_run(), cut);
+  EXPECT_EQ(metric(cut, "train/grad_norm"), metric(whole, "train/grad_norm"));
+  run_on(1, small_run(), copies[0]);
+  run_in({.dp = 2, .ep = 2}, small_run(), copies[1]);
+  for (const std::string& copy : copies) {
+    EXPECT_EQ(metric(copy, "rollout/rollout_log_probs")[2],
+              metric(whole, "rollout/rollout_log_probs")[2]);
+    EXPECT_EQ(metric(copy, "train/loss")[2], metric(whole, "train/loss")[2]);
+    EXPECT_EQ(metric(copy, "train/train_rollout_logprob_abs_diff"), (std::vector<double>(4, 0.0)));
+  }
+}
+
+TEST(RlRanks, StagesChangeNoBitsAndARunGoesOnWithOthers) {
+  const std::string whole = fresh_directory("layout_whole"), cut = fresh_directory("layout_cut");
+  run_on(1, small_run(), whole);
+  config::Options stop_early = small_run();
+  stop_early.debug.debug_exit_after_rollout = 2;
+  run_in({.pp = 2}, stop_early, cut);
+  // Stages change no bits: one rank goes on to the weights that it would have had alone.
+  const std::string stages = fresh_directory("layout_stages");
+  std::filesystem::copy(cut, stages, std::filesystem::copy_options::recursive);
+  run_on(1, small_run(), cut);
+  run_in({.pp = 3}, small_run(), stages);
+  for (const char* name : {"train/loss", "train/grad_norm", "rollout/rollout_log_probs"}) {
+    EXPECT_EQ(metric(cut, name), metric(whole, name)) << name;
+    EXPECT_EQ(metric(stages, name), metric(whole, name)) << name;
   }
 }
 

@@ -96,7 +96,15 @@ Json load_training_state(const std::string& save_dir, int64_t step, Weights* wei
     FATHOM_CHECK(stored.contains(key), directory, ": no optimizer state for ", key,
                  "\n  fix: resume with the options that the run was started with");
   }
+  // A stage of a pipeline leaves the others' parameters to them.
+  const bool is_stage = !weights->layout.is_first_stage || !weights->layout.is_last_stage;
+  std::set<std::string> present;
+  for_each_parameter(*weights, [&](Parameter& p) {
+    if (is_embedding_copy(*weights, p)) return;
+    present.insert(megatron_slice(p.name, p.global_shape, num_experts).key);
+  });
   for (const std::string& key : stored) {
+    if (is_stage && !present.contains(key)) continue;
     FATHOM_CHECK(wanted.contains(key), directory, ": optimizer state for ", key,
                  ", which this run does not train",
                  "\n  fix: resume with the options that the run was started with");

@@ -57,6 +57,9 @@ Derived derive(const Options& options) {
   d.precision = resolve_precision(options, &problem);
   d.train_precision = model_precision(d.precision, o.train_fp8);
   d.rollout_precision = model_precision(d.precision, o.rollout_fp8);
+  d.rollout_layout = options.engine.rollout_layout.value_or(
+      options.parallel.pipeline_model_parallel_size > 1 ? RolloutLayout::kEngine
+                                                        : RolloutLayout::kShared);
   return d;
 }
 

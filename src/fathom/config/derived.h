@@ -38,6 +38,7 @@ struct Derived {
   // What precision stands for; they differ in fast alone.
   fathom::Precision train_precision = fathom::Precision::kFp32;
   fathom::Precision rollout_precision = fathom::Precision::kFp32;
+  RolloutLayout rollout_layout = RolloutLayout::kShared;
 };
 
 /// Pure: the same options give the same answer.

@@ -33,6 +33,7 @@ enum class ScaleDtype { kE8m0, kF32 };
 enum class TensorNames { kOfficial, kSglang, kTransformers };
 enum class DeviceKind { kCpu, kCuda };
 enum class SftInit { kRandom, kCheckpoint };
+enum class RolloutLayout { kShared, kEngine };
 enum class BenchMode { kForward, kTrain, kDecode };
 enum class Recompute { kNone, kLayer };
 
@@ -153,6 +154,7 @@ struct EngineOptions {
   std::optional<SpeculativeAlgorithm> speculative_algorithm;
   std::optional<int64_t> speculative_num_steps, speculative_num_draft_tokens;
   int64_t speculative_eagle_topk = 1;
+  std::optional<RolloutLayout> rollout_layout;  // unset: shared with one pipeline stage
   int64_t rollout_num_gpus_per_engine = 1;
   int64_t tp_size = 1, dp_size = 1, ep_size = 1;
   bool enable_dp_attention = false;

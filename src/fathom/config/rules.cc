@@ -105,6 +105,13 @@ void check_training(const ParsedCommand& p, Complaints& out) {
     out.push_back({{"eval-interval", "eval-prompt-data"},
                    str_cat("--eval-interval ", *o.eval.eval_interval,
                            " has nothing to evaluate on; give --eval-prompt-data NAME PATH")});
+  if (o.parallel.pipeline_model_parallel_size > 1 &&
+      o.engine.rollout_layout == RolloutLayout::kShared)
+    out.push_back({{"rollout-layout", "pipeline-model-parallel-size"},
+                   str_cat("--rollout-layout shared needs all layers on every rank, "
+                           "--pipeline-model-parallel-size is ",
+                           o.parallel.pipeline_model_parallel_size,
+                           "; give --rollout-layout engine, or leave it out")});
   const CheckpointOptions& c = o.checkpoint;
   if (c.save_retain_interval && c.save_interval && *c.save_retain_interval % *c.save_interval != 0)
     out.push_back({{"save-retain-interval", "save-interval"},

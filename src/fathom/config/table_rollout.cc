@@ -168,6 +168,11 @@ void describe_engine(OptionTable& table, Options& options) {
            "compressed: V4's own attention, the only one there is")
       .built_only({"compressed"}, "V4's attention is compressed; there is no other.")
       .not_hashed();
+  table.add_choice<RolloutLayout>(
+      "rollout-layout", &o.rollout_layout,
+      {{"shared", RolloutLayout::kShared}, {"engine", RolloutLayout::kEngine}},
+      "shared: engines read the trainer's own shards; engine: every rank runs an engine on a copy "
+      "of all of the model, sent after every step; unset: shared with one pipeline stage");
   table.add("rollout-num-gpus-per-engine", &o.rollout_num_gpus_per_engine, "ranks of an engine")
       .at_least(1)
       .built_only({"1"}, one_rank)

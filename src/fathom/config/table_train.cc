@@ -134,26 +134,15 @@ void describe_batches(OptionTable& table, Options& options) {
 
 void describe_layout(OptionTable& table, Options& options) {
   ParallelOptions& o = options.parallel;
-  const std::string one_stage =
-      "Rollout by the stages of a pipeline is not built yet; sft and score run in stages.";
   table.group("Layout", kPipeline);
-  // A conversion writes for any layout; these compute in it.
-  const CommandSet converts = set_of(Command::kPrepareSpmd);
+  // A conversion writes for any layout, and plan takes any; these compute in it.
   const CommandSet computes = kTraining | set_of(Command::kSft, Command::kScore);
   const auto size = [&](const std::string& name, int64_t* field, const std::string& help) {
     table.add(name, field, help).at_least(1).for_commands(kPipeline | computes);
   };
   size("tensor-model-parallel-size", &o.tensor_model_parallel_size, "ranks that share a product");
-  // What trains on answers of its own also runs an engine, which has all layers.
-  const CommandSet in_stages = converts | set_of(Command::kSft, Command::kScore);
-  table
-      .add("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
-           "ranks that share the layers")
-      .at_least(1)
-      .built_only({"1"}, one_stage)
-      .all_values_for(in_stages)
-      .for_commands(kPipeline | computes)
-      .planned();
+  size("pipeline-model-parallel-size", &o.pipeline_model_parallel_size,
+       "ranks that share the layers");
   size("context-parallel-size", &o.context_parallel_size, "ranks that share a sequence");
   size("expert-model-parallel-size", &o.expert_model_parallel_size, "ranks that share the experts");
   size("expert-tensor-parallel-size", &o.expert_tensor_parallel_size, "ranks that share an expert");
@@ -165,16 +154,12 @@ void describe_layout(OptionTable& table, Options& options) {
       .add("decoder-first-pipeline-num-layers", &o.decoder_first_pipeline_num_layers,
            "layers of the first pipeline stage")
       .at_least(1)
-      .built_only({}, one_stage)
-      .all_values_for(in_stages)
       .for_commands(kPipeline | computes)
       .planned();
   table
       .add("decoder-last-pipeline-num-layers", &o.decoder_last_pipeline_num_layers,
            "layers of the last pipeline stage")
       .at_least(1)
-      .built_only({}, one_stage)
-      .all_values_for(in_stages)
       .for_commands(kPipeline | computes)
       .planned();
   table

@@ -44,7 +44,7 @@ void describe_unbuilt_options(OptionTable& table) {
                      "te-precision-config-file", "bf16", "fp16"},
                     "There is no Megatron or Transformer Engine here; --precision says how "
                     "products are computed.");
-  table.add_unbuilt({"cp-size"}, "Use --context-parallel-size, which so far has to be 1.");
+  table.add_unbuilt({"cp-size"}, "Use --context-parallel-size.");
   table.add_unbuilt({"rollout-num-gpus", "actor-num-nodes", "actor-num-gpus-per-node",
                      "critic-num-nodes", "critic-num-gpus-per-node"},
                     "These follow from --num-nodes, --num-gpus-per-node and --rollout-num-nodes.");

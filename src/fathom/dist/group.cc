@@ -10,12 +10,21 @@ namespace {
 /// Members' borders in [0, n): member i sums [border(i), border(i + 1)).
 int64_t border(int64_t n, int i, int size) { return n * i / size; }
 
+constexpr int64_t kBlock = 1024;  // elements that are added at a time
+
+/// values[0] = the blocks added level by level, in place; the order depends on their number alone.
 template <typename T>
-void add_tree(std::vector<T>* values) {
-  // Level by level, in place; the order depends on the number of values alone.
-  for (size_t count = values->size(); count > 1; count = (count + 1) / 2) {
+void add_tree(std::vector<T>* values, int64_t n) {
+  const auto block = [&](size_t i) { return values->data() + i * kBlock; };
+  for (size_t count = values->size() / kBlock; count > 1; count = (count + 1) / 2) {
     for (size_t i = 0; 2 * i < count; ++i) {
-      (*values)[i] = 2 * i + 1 < count ? (*values)[2 * i] + (*values)[2 * i + 1] : (*values)[2 * i];
+      const T* left = block(2 * i);
+      if (2 * i + 1 == count) {
+        std::copy_n(left, n, block(i));
+        continue;
+      }
+      const T* right = block(2 * i + 1);
+      for (int64_t k = 0; k < n; ++k) block(i)[k] = left[k] + right[k];
     }
   }
 }
@@ -24,17 +33,19 @@ void add_tree(std::vector<T>* values) {
 
 template <typename T>
 void add_in_order(const std::vector<const T*>& parts, int64_t n, SumOrder order, T* sum) {
+  // By blocks, because `sum` may be one of the parts.
   if (order == SumOrder::kTree) {
-    std::vector<T> values(parts.size());
-    for (int64_t i = 0; i < n; ++i) {
-      for (size_t p = 0; p < parts.size(); ++p) values[p] = parts[p][i];
-      add_tree(&values);
-      sum[i] = values[0];
+    std::vector<T> values(parts.size() * kBlock);
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t count = std::min(kBlock, n - begin);
+      for (size_t p = 0; p < parts.size(); ++p) {
+        std::copy_n(parts[p] + begin, count, values.data() + p * kBlock);
+      }
+      add_tree(&values, count);
+      std::copy_n(values.data(), count, sum + begin);
     }
     return;
   }
-  // By blocks, because `sum` may be one of the parts.
-  constexpr int64_t kBlock = 1024;
   T total[kBlock];
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t count = std::min(kBlock, n - begin);

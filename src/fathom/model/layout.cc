@@ -14,13 +14,6 @@ RowRange Layout::context_rows(int64_t T) const {
   return share_of_rows({0, T}, cp.rank(), cp.size());
 }
 
-RowRange Layout::selected_rows(int64_t T, const std::vector<int64_t>& rows) const {
-  const RowRange streams = stream_rows(T);
-  const auto begin = std::lower_bound(rows.begin(), rows.end(), streams.begin);
-  const auto end = std::lower_bound(begin, rows.end(), streams.end());
-  return {begin - rows.begin(), end - begin};
-}
-
 RowRange Layout::stream_rows(int64_t T) const {
   return sequence_parallel ? routed_rows(T) : context_rows(T);
 }

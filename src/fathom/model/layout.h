@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "fathom/dist/group.h"
 
@@ -50,9 +49,6 @@ struct Layout {
   RowRange routed_rows(int64_t T) const;
   /// Whether the rank's streams are all rows of the batch.
   bool has_all_streams() const { return cp.size() == 1 && (!sequence_parallel || tp.size() == 1); }
-  /// Which of the rows of T, ascending, are predicted from streams of this rank: positions in
-  /// `rows`.
-  RowRange selected_rows(int64_t T, const std::vector<int64_t>& rows) const;
 };
 
 }  // namespace fathom

@@ -132,8 +132,11 @@ PlanRequest plan_request(const config::ParsedCommand& command) {
     throw ConfigError(str_cat("--recompute-granularity must be full or none, got ", granularity));
   }
   r.recompute = granularity == "full";
-  r.optimizer_on_host =
-      !r.machine.is_cpu && (o.launch.optimizer_offload || o.accepted.optimizer_cpu_offload);
+  // The trainer's flag, and the launcher's that stands for it and beats it where it is given.
+  const bool offloads = command.is_given("optimizer-offload")
+                            ? o.launch.optimizer_offload
+                            : o.launch.optimizer_offload || o.accepted.optimizer_cpu_offload;
+  r.optimizer_on_host = !r.machine.is_cpu && offloads;
   r.gradient_bytes = o.plan.bf16_gradients ? 2 : 4;
   r.moment_bytes = o.plan.bf16_moments ? 2 : 4;
   r.freezes_gate = o.train.moe_router_freeze_gate;

@@ -41,8 +41,6 @@ void add_parameters(const PlanRequest& r, const ShardTable& table, int rank, Ran
   const dist::Mesh& mesh = table.mesh();
   const dist::MeshShape& shape = r.layout.mesh;
   Dealer dense(shape.dp * shape.cp), experts(shape.expert_dp());
-  // Without model parallelism both are the same ranks, and one list is dealt.
-  const bool is_one_group = shape.tp == 1 && shape.ep == 1 && shape.etp == 1;
   int64_t optimizer = 0;
   for (const HeldParameter& h : table.of_rank(rank)) {
     m->num_parameters += h.numel;
@@ -50,9 +48,8 @@ void add_parameters(const PlanRequest& r, const ShardTable& table, int rank, Ran
     if (!h.is_trained) continue;
     m->num_trained += h.numel;
     m->gradients += h.stored * r.gradient_bytes;
-    const bool as_expert = h.is_expert && !is_one_group;
-    const int owner = (as_expert ? experts : dense).next(h.numel);
-    if (owner == mesh.index(rank, as_expert ? Axis::kExpertDp : Axis::kDpCp)) {
+    const int owner = (h.is_expert ? experts : dense).next(h.parameter->numel());
+    if (owner == mesh.index(rank, h.is_expert ? Axis::kExpertDp : Axis::kDpCp)) {
       optimizer += optimizer_bytes(r, h);
     }
   }
@@ -120,11 +117,10 @@ ActivationBytes activation_bytes(const PlanRequest& r, const LayerRange& layers,
   out.saved = saved * a;
   int64_t working = streams + largest.backward + (r.recompute ? largest.kept : 0);
   if (has_head) {
-    // The last streams, their gradient as it came from the head, and the head's rows.
+    // The last streams and their gradient, the streams of the head's rows and theirs, hidden rows.
     const int64_t rows = (r.micro_batch_rows() + r.layout.mesh.cp - 1) / r.layout.mesh.cp;
     const int64_t D = r.config.hidden_size;
-    const int64_t in_head = streams + 2 * rows * r.config.hc_mult * D + 4 * rows * D;
-    working = streams + std::max(working + streams + 2 * rows * D, in_head + streams);
+    working = std::max(working, 2 * streams + 2 * rows * r.config.hc_mult * D + 4 * rows * D);
   }
   out.working = working * a;
   return out;

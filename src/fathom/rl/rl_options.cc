@@ -64,7 +64,11 @@ PolicyStepOptions policy_step_options(const config::Options& o) {
   p.loss.kl_type = kl_type_of(o.algorithm.kl_loss_type);
   // Temperature 0 samples greedily and reports the log-probs of temperature 1.
   p.temperature = o.rollout.rollout_temperature > 0.0 ? o.rollout.rollout_temperature : 1.0;
-  p.max_tokens_per_micro_batch = o.train.max_tokens_per_gpu.value_or(kDefaultMicroBatchTokens);
+  const config::TrainOptions& t = o.train;
+  p.micro_batches.max_tokens = t.max_tokens_per_gpu.value_or(kDefaultMicroBatchTokens);
+  p.micro_batches.num_samples = t.micro_batch_size.value_or(0);
+  p.micro_batches.even = t.use_dynamic_batch_size;
+  p.balance_samples = t.balance_data;
   p.observe_entropy = o.algorithm.observe_training_entropy;
   p.replay_routes = o.algorithm.use_rollout_routing_replay;
   return p;

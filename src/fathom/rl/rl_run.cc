@@ -80,7 +80,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
                                            options_.data.rollout_shuffle,
                                            static_cast<uint64_t>(options_.data.rollout_seed));
   collector_ = std::make_unique<RolloutCollector>(prompts_, cursor_.get(),
-                                                  collector_options(options_), groups_.engines);
+                                                  collector_options(options_), engines());
   EngineOptions for_engine = engine_options(options_);
   for_engine.append_token = append_token_of(tokenizer_);
   for_engine.cache_answers = false;  // no prompt of a run continues an answer
@@ -88,7 +88,7 @@ RlRun::RlRun(const ExecContext& ctx, Weights* weights, const Tokenizer& tokenize
   for (int64_t bytes : groups_.everyone.concatenate(std::vector<int64_t>{for_engine.state_bytes})) {
     for_engine.state_bytes = std::min(for_engine.state_bytes, bytes);
   }
-  engine_ = std::make_unique<Engine>(ctx_, rollout_weights_, for_engine);
+  engine_ = std::make_unique<Engine>(ctx_, engine_weights(), for_engine);
   const bool freeze_gate = options_.train.moe_router_freeze_gate;
   optimizer_ = std::make_unique<Optimizer>(
       *weights_, optimizer_options(options_.optimizer),
@@ -109,14 +109,28 @@ void RlRun::set_precisions() {
   const config::Derived derived = config::derive(options_);
   move_weights(ctx_, weights_);
   set_precision(ctx_, weights_, derived.train_precision);
-  rollout_weights_ = *weights_;
-  rollout_weights_.layout = groups_.engine_layout();
-  if (derived.rollout_precision == derived.train_precision) return;
-  is_fast_ = true;
-  set_precision(ctx_, &rollout_weights_, derived.rollout_precision);
+  is_fast_ = derived.rollout_precision != derived.train_precision;
+  if (derived.rollout_layout == config::RolloutLayout::kEngine) {
+    engine_copy_ =
+        std::make_unique<EngineCopy>(ctx_, groups_, *weights_, derived.rollout_precision);
+  } else {
+    rollout_weights_ = *weights_;
+    rollout_weights_.layout = groups_.engine_layout();
+    if (is_fast_) set_precision(ctx_, &rollout_weights_, derived.rollout_precision);
+  }
+  if (!is_fast_) return;
   log_warning("the trainer computes in ", precision_name(derived.train_precision), ", rollout in ",
               precision_name(derived.rollout_precision),
               ": their log-probs differ, train_rollout_logprob_abs_diff says by how much");
+}
+
+void RlRun::sync_engine() {
+  if (!engine_copy_) {
+    if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
+  } else if (engine_is_behind_) {
+    engine_copy_->update(ctx_);
+    engine_is_behind_ = false;
+  }
 }
 
 void RlRun::read_data() {
@@ -191,7 +205,7 @@ void RlRun::finish_trace() {
 
 void RlRun::run_step(int64_t rollout_id) {
   const double start = now_seconds();
-  if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
+  sync_engine();
   engine_->set_weight_version(rollout_id + 1);
   engine_->take_memory();
   const RolloutResult rollout = [&] {
@@ -289,6 +303,7 @@ MetricList RlRun::train(int64_t rollout_id, const RolloutResult& rollout) {
       const TraceSpan span(trace_.get(), "phase", "optimizer");
       return optimizer_->step(ctx_, lr);
     }();
+    engine_is_behind_ = true;
     if (step == 0) {
       metrics.insert(metrics.end(), {{"train/train_rollout_logprob_abs_diff", difference},
                                      {"train/train_rollout_kl", m.train_rollout_kl / forwarded}});
@@ -318,7 +333,7 @@ std::string RlRun::first_replay_difference(const std::vector<TrainSample>& sampl
   std::vector<const Sample*> recorded;
   for (const TrainSample& s : samples) recorded.push_back(s.sample);
   const ReplayCheck check =
-      check_replay(ctx_, *weights_, recorded, policy_.max_tokens_per_micro_batch);
+      check_replay(ctx_, *weights_, recorded, policy_.micro_batches.max_tokens, groups_);
   if (check.num_tokens == 0) return "";
   return check.first ? "; " + check.first->text()
                      : "; experts and indexer picks are the same everywhere";
@@ -334,14 +349,14 @@ void RlRun::check_frozen_bias() const {
 
 MetricList RlRun::evaluate_all(int64_t rollout_id) {
   const TraceSpan span(trace_.get(), "phase", "evaluation");
-  if (is_fast()) refresh_weights(ctx_, &rollout_weights_);
+  sync_engine();
   engine_->set_weight_version(rollout_id + 2);
   engine_->take_memory();
   MetricList metrics;
   const double start = now_seconds();
   auto run_set = [&](const EvaluationSet& set, const std::string& prefix,
                      const EvaluationOptions& o) {
-    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, groups_.engines);
+    const EvaluationResult result = evaluate(engine_.get(), set.prompts, o, engines());
     const std::string name = prefix + "/" + set.name;
     std::vector<const Sample*> samples;
     for (const Sample& sample : result.samples) samples.push_back(&sample);

@@ -23,6 +23,7 @@
 #include "fathom/train/lr_schedule.h"
 #include "fathom/train/optimizer.h"
 #include "fathom/train/policy_step.h"
+#include "fathom/weight_sync/engine_copy.h"
 
 namespace fathom {
 
@@ -53,6 +54,13 @@ class RlRun {
 
  private:
   void set_precisions();
+  /// The engine reads what the trainer has now.
+  void sync_engine();
+  const Weights& engine_weights() const {
+    return engine_copy_ ? engine_copy_->weights() : rollout_weights_;
+  }
+  /// Ranks that share the requests: of each engine one.
+  const dist::Group& engines() const { return engine_copy_ ? groups_.everyone : groups_.engines; }
   bool is_fast() const { return is_fast_; }
   void read_data();
   void resume();
@@ -76,6 +84,8 @@ class RlRun {
   Weights rollout_weights_;  // the same memory in the engine's layout; with masters of its own form
                              // where rollout's precision is another one
   bool is_fast_ = false;
+  std::unique_ptr<EngineCopy> engine_copy_;  // where the engine has a layout of its own
+  bool engine_is_behind_ = true;             // the copy is not what the trainer has
   const Tokenizer& tokenizer_;
   config::Options options_;
   std::string run_path_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "fathom/base/error.h"
-#include "fathom/parallel/data_parallel.h"
 
 namespace fathom {
 
@@ -44,32 +43,6 @@ std::vector<int64_t> cut_micro_batches(const std::vector<int64_t>& lengths, int6
   }
   if (!lengths.empty()) borders.push_back(static_cast<int64_t>(lengths.size()));
   return borders;
-}
-
-std::vector<SampleRange> own_micro_batches(const RankGroups& groups,
-                                           const std::vector<int64_t>& lengths,
-                                           int64_t max_tokens) {
-  const auto cut = [&](int member) {
-    const auto [begin, end] = share_of(member, groups.dp.size(), lengths);
-    const std::vector<int64_t> borders =
-        cut_micro_batches({lengths.begin() + static_cast<int64_t>(begin),
-                           lengths.begin() + static_cast<int64_t>(end)},
-                          max_tokens);
-    std::vector<SampleRange> ranges;
-    for (size_t b = 0; b + 1 < borders.size(); ++b) {
-      ranges.push_back(
-          {begin + static_cast<size_t>(borders[b]), begin + static_cast<size_t>(borders[b + 1])});
-    }
-    return ranges;
-  };
-  std::vector<SampleRange> own = cut(groups.dp.rank());
-  if (!groups.shares_experts_over_dp()) return own;
-  size_t most = own.size();
-  for (int member = 0; member < groups.dp.size(); ++member) {
-    most = std::max(most, cut(member).size());
-  }
-  own.resize(most, {lengths.size(), lengths.size()});
-  return own;
 }
 
 }  // namespace fathom

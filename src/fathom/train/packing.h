@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "fathom/model/batch.h"
-#include "fathom/parallel/rank_groups.h"
 
 namespace fathom {
 
@@ -30,16 +29,5 @@ PackedBatch pack_sequences(const std::vector<PackedSequence>& sequences);
 /// alone).
 /// @return range borders, first 0, last lengths.size().
 std::vector<int64_t> cut_micro_batches(const std::vector<int64_t>& lengths, int64_t max_tokens);
-
-/// Samples [begin, end).
-struct SampleRange {
-  size_t begin, end;
-};
-
-/// The micro-batches that this rank computes of its share of the samples, in order. Where ranks that
-/// share the samples hold experts for each other, all get equally many, the last ones empty.
-/// @param lengths of all samples.
-std::vector<SampleRange> own_micro_batches(const RankGroups& groups,
-                                           const std::vector<int64_t>& lengths, int64_t max_tokens);
 
 }  // namespace fathom

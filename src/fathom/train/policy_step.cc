@@ -73,11 +73,16 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
         "sample ", t.sample->index, " has no rollout log-probs, which the policy loss needs");
     lengths.push_back(static_cast<int64_t>(t.sample->tokens.size()));
   }
-  const std::vector<SampleRange> ranges =
-      own_micro_batches(groups, lengths, options.max_tokens_per_micro_batch);
+  const std::vector<std::vector<int64_t>> shares =
+      deal_samples(lengths, groups.dp.size(), options.balance_samples);
+  const std::vector<SampleRange> ranges = cut_share(groups, shares, lengths, options.micro_batches);
+  std::vector<TrainSample> mine;
+  for (int64_t i : shares[static_cast<size_t>(groups.dp.rank())]) {
+    mine.push_back(samples[static_cast<size_t>(i)]);
+  }
   std::vector<PackedBatch> packed;
   for (const auto& [begin, end] : ranges) {
-    packed.push_back(pack_samples(samples, begin, end, options.replay_routes));
+    packed.push_back(pack_samples(mine, begin, end, options.replay_routes));
   }
   std::vector<PolicyMetrics> of_samples;  // of the share
   run_training(
@@ -87,13 +92,19 @@ PolicyMetrics policy_forward_backward(const ExecContext& ctx, Weights& weights,
        .head =
            [&](int b, const Tensor& streams) {
              const auto& [begin, end] = ranges[static_cast<size_t>(b)];
-             return run_head(ctx, weights, samples, begin, end, packed[static_cast<size_t>(b)],
+             return run_head(ctx, weights, mine, begin, end, packed[static_cast<size_t>(b)],
                              streams, num_step_samples, options, &of_samples);
            }});
-  PolicyMetrics metrics;
-  for (const PolicyMetrics& m : groups.from_last_stage(groups.dp.concatenate(of_samples))) {
-    metrics.add(m);
+  // Rank by rank, and added in sample order.
+  const std::vector<PolicyMetrics> dealt =
+      groups.from_last_stage(groups.dp.concatenate(of_samples));
+  std::vector<const PolicyMetrics*> in_order(samples.size());
+  auto next = dealt.begin();
+  for (const std::vector<int64_t>& share : shares) {
+    for (int64_t i : share) in_order[static_cast<size_t>(i)] = &*next++;
   }
+  PolicyMetrics metrics;
+  for (const PolicyMetrics* m : in_order) metrics.add(*m);
   return metrics;
 }
 

@@ -8,6 +8,7 @@
 #include "fathom/data/sample.h"
 #include "fathom/model/forward.h"
 #include "fathom/parallel/rank_groups.h"
+#include "fathom/train/balance.h"
 #include "fathom/train/policy_loss.h"
 
 namespace fathom {
@@ -19,10 +20,11 @@ struct TrainSample {
 
 struct PolicyStepOptions {
   PolicyLossOptions loss;
-  double temperature = 1.0;                   // logits are divided by it, as in rollout
-  int64_t max_tokens_per_micro_batch = 8192;  // a longer sample is a micro-batch of its own
-  bool observe_entropy = false;               // compute the entropy although its coefficient is 0
-  bool replay_routes = false;                 // use the experts that rollout chose (R3)
+  double temperature = 1.0;  // logits are divided by it, as in rollout
+  MicroBatchCut micro_batches;
+  bool balance_samples = false;  // ranks get equal numbers of tokens, not runs of neighbours
+  bool observe_entropy = false;  // compute the entropy although its coefficient is 0
+  bool replay_routes = false;    // use the experts that rollout chose (R3)
 };
 
 /// Adds the gradient of the step's loss to the parameters' buffers. Micro-batches are cut in sample
@@ -30,8 +32,9 @@ struct PolicyStepOptions {
 /// @param samples in sample order, with their advantages
 /// @param num_step_samples N, the loss's normaliser: all samples of the step, also those not given
 ///        here because their advantage is zero
-/// @param groups all ranks were given the same samples: each runs its share (own_micro_batches) and
-///        adds that share's gradient
+/// @param groups all ranks were given the same samples: each runs its share (deal_samples) in
+/// sample
+///        order and adds that share's gradient
 /// @return sums over the given samples in their order (PolicyMetrics), the same bits for any layout
 ///         and any cut; old log-probs are the rollout's.
 /// Errors: UserError when a sample has no rollout log-probs or no response.

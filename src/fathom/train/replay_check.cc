@@ -1,9 +1,13 @@
 #include "fathom/train/replay_check.h"
 
 #include <algorithm>
+#include <cstring>
+#include <string_view>
+#include <utility>
 
 #include "fathom/base/error.h"
 #include "fathom/model/forward.h"
+#include "fathom/parallel/pipeline.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
@@ -25,6 +29,22 @@ struct Rows {
     return {at, at + width};
   }
 };
+
+/// Each stage has recorded its layers' rows, and has -1 in the others'.
+void merge_stages(const dist::Group& stages, ReplayRecord* record) {
+  if (stages.size() == 1) return;
+  for (std::vector<int32_t>* rows : {&record->routes, &record->picks}) {
+    std::vector<int32_t> merged;
+    for (const std::string& bytes : stages.all_gather(std::string_view(
+             reinterpret_cast<const char*>(rows->data()), rows->size() * sizeof(int32_t)))) {
+      std::vector<int32_t> of_stage(bytes.size() / sizeof(int32_t));
+      if (!bytes.empty()) std::memcpy(of_stage.data(), bytes.data(), bytes.size());
+      if (merged.size() < of_stage.size()) merged.resize(of_stage.size(), -1);
+      for (size_t i = 0; i < of_stage.size(); ++i) merged[i] = std::max(merged[i], of_stage[i]);
+    }
+    *rows = std::move(merged);
+  }
+}
 
 }  // namespace
 
@@ -74,7 +94,8 @@ ReplayCheck compare_replay(const ModelConfig& config, const ReplayRecord& rollou
 }
 
 ReplayCheck check_replay(const ExecContext& ctx, const Weights& weights,
-                         const std::vector<const Sample*>& samples, int64_t max_tokens) {
+                         const std::vector<const Sample*>& samples, int64_t max_tokens,
+                         const RankGroups& groups) {
   std::vector<const Sample*> recorded;
   std::vector<int64_t> lengths;
   for (const Sample* s : samples) {
@@ -105,7 +126,11 @@ ReplayCheck check_replay(const ExecContext& ctx, const Weights& weights,
     }
     PackedBatch packed = pack_sequences(sequences);
     for (size_t i = 0; i < records.size(); ++i) packed.batch.segments[i].replay_out = &records[i];
-    forward_layers(ctx, weights, packed.batch, embed(ctx, weights, packed.batch));
+    run_forward(ctx, weights, groups.stages,
+                {.num_micro_batches = 1,
+                 .batch = [&](int) -> const Batch& { return packed.batch; },
+                 .head = [](int, const Tensor&) { return Tensor(); }});
+    for (ReplayRecord& record : records) merge_stages(groups.stages, &record);
     for (size_t i = 0; i < records.size(); ++i) {
       const Sample& sample = *recorded[begin + i];
       const ReplayCheck one =

@@ -10,6 +10,7 @@
 #include "fathom/base/exec_context.h"
 #include "fathom/data/sample.h"
 #include "fathom/model/weights.h"
+#include "fathom/parallel/rank_groups.h"
 
 namespace fathom {
 
@@ -40,8 +41,11 @@ ReplayCheck compare_replay(const ModelConfig& config, const ReplayRecord& rollou
 /// Runs the samples forward as the trainer does, in batches of at most max_tokens, records what is
 /// chosen and compares it with the samples' own records.
 /// `first` is that of the first sample that differs. Samples without a record are left out.
-/// Errors: UserError for a record that does not cover its sample.
+/// @param groups who compute the model together: they call it with the same samples, and all get
+/// the result, whoever has the layer and the token. Errors: UserError for a record that does not
+/// cover its sample.
 ReplayCheck check_replay(const ExecContext& ctx, const Weights& weights,
-                         const std::vector<const Sample*>& samples, int64_t max_tokens);
+                         const std::vector<const Sample*>& samples, int64_t max_tokens,
+                         const RankGroups& groups = {});
 
 }  // namespace fathom

@@ -4,6 +4,7 @@
 
 #include "fathom/base/error.h"
 #include "fathom/parallel/pipeline.h"
+#include "fathom/train/balance.h"
 #include "fathom/train/packing.h"
 
 namespace fathom {
