@@ -168,7 +168,7 @@ void DcpReader::read_box(const std::string& key, const std::vector<int64_t>& off
       const std::lock_guard lock(mutex_);
       verify = verified_.emplace(c.file, c.offset).second;
     }
-    open.reader.prefetch(c.offset, c.length);
+    if (open.reader.size() > kSmallFile) open.reader.prefetch(c.offset, c.length);
     const TensorView view =
         read_tensor_archive({mapped.data() + c.offset, static_cast<size_t>(c.length)}, origin,
                             verify, /*verify_elements=*/false);
