@@ -96,6 +96,7 @@ void set_batch(const config::Options& o, PlanRequest* r) {
       std::min(kPromptTokens, r->config.max_position_embeddings / 2));
   b.sequence_tokens = o.plan.sequence_tokens.value_or(
       rollout.rollout_max_context_len.value_or(prompt + b.response_tokens));
+  b.sequence_tokens = std::min(b.sequence_tokens, r->config.max_position_embeddings);
   b.response_tokens = std::min(b.response_tokens, b.sequence_tokens - 1);
   const int64_t by_tokens = std::max<int64_t>(
       1, o.train.max_tokens_per_gpu.value_or(8192) * r->layout.mesh.cp / b.sequence_tokens);
@@ -107,8 +108,7 @@ void set_batch(const config::Options& o, PlanRequest* r) {
 
 void set_engine(const config::Options& o, PlanRequest* r) {
   const config::EngineOptions& e = o.engine;
-  // Where the trainer has a pipeline the engine has a layout of its own.
-  r->engine = {.shares_layout = r->layout.mesh.pp == 1,
+  r->engine = {.shares_layout = config::derive(o).rollout_layout == config::RolloutLayout::kShared,
                .tp = static_cast<int>(e.tp_size),
                .dp = static_cast<int>(e.dp_size),
                .ep = static_cast<int>(e.ep_size),
