@@ -1,9 +1,11 @@
-// Loading for training beside reading the same files: load_bench TORCH_DIST MODEL THREADS.
-// TORCH_DIST holds the weights that were converted from MODEL. Files are out of the page cache
-// before each measurement, as far as the system allows it.
+// Loading for training beside reading the same files: load_bench TORCH_DIST MODEL THREADS
+// [REPETITIONS]. TORCH_DIST holds the weights that were converted from MODEL. Files are out of the
+// page cache before each measurement, as far as the system allows it; both are measured turn by
+// turn, and medians are told.
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -58,22 +60,28 @@ double read_plainly(const std::vector<std::string>& files, int64_t* num_bytes) {
 }
 
 template <typename Load>
-void compare(const char* what, const std::string& directory, Load&& load) {
+void compare(const char* what, const std::string& directory, int repetitions, Load&& load) {
   const std::vector<std::string> files = weight_files(directory);
   int64_t num_bytes = 0;
-  forget(files);
-  const double plain = read_plainly(files, &num_bytes);
-  forget(files);
-  const double begin = now_seconds();
-  load();
-  const double seconds = now_seconds() - begin;
+  std::vector<double> reads, loads;
+  for (int i = 0; i < repetitions; ++i) {
+    forget(files);
+    reads.push_back(read_plainly(files, &num_bytes));
+    forget(files);
+    const double begin = now_seconds();
+    load();
+    loads.push_back(now_seconds() - begin);
+  }
+  std::sort(reads.begin(), reads.end());
+  std::sort(loads.begin(), loads.end());
+  const double plain = reads[reads.size() / 2], seconds = loads[loads.size() / 2];
   const double gb = static_cast<double>(num_bytes) / 1e9;
   std::fflush(stdout);
-  std::printf("load %s: %.2f GB in %.2f s, %.2f GB/s; plain read %.2f GB/s; %.0f %%\n", what, gb,
+  std::printf("load %s: %.4f GB in %.4f s, %.2f GB/s; plain read %.2f GB/s; %.0f %%\n", what, gb,
               seconds, gb / seconds, gb / plain, 100 * plain / seconds);
 }
 
-int run(const std::string& torch_dist, const std::string& model, int num_threads) {
+int run(const std::string& torch_dist, const std::string& model, int num_threads, int repetitions) {
   keep_freed_memory();  // as the program does
   ThreadPool threads(num_threads);
   const ExecContext ctx{&threads, detect_cpu_isa()};
@@ -81,9 +89,10 @@ int run(const std::string& torch_dist, const std::string& model, int num_threads
     Weights weights = make_weights(ModelTensors(model).config());
     // Memory is made before the clock starts, as a trainer's is.
     for_each_parameter(weights, [](Parameter& p) { p.alloc(); });
-    compare("torch_dist", torch_dist, [&] { load_torch_dist(ctx, torch_dist, &weights); });
+    compare("torch_dist", torch_dist, repetitions,
+            [&] { load_torch_dist(ctx, torch_dist, &weights); });
   }
-  compare("safetensors", model, [&] { load_weights(ctx, model); });
+  compare("safetensors", model, repetitions, [&] { load_weights(ctx, model); });
   return 0;
 }
 
@@ -91,9 +100,9 @@ int run(const std::string& torch_dist, const std::string& model, int num_threads
 }  // namespace fathom
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: load_bench TORCH_DIST MODEL THREADS\n");
+  if (argc != 4 && argc != 5) {
+    std::fprintf(stderr, "usage: load_bench TORCH_DIST MODEL THREADS [REPETITIONS]\n");
     return 2;
   }
-  return fathom::run(argv[1], argv[2], std::atoi(argv[3]));
+  return fathom::run(argv[1], argv[2], std::atoi(argv[3]), argc > 4 ? std::atoi(argv[4]) : 1);
 }
