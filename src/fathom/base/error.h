@@ -4,9 +4,12 @@
 //   InternalError our own bug: exit code 1, and the message says so
 #pragma once
 
+#include <cstdint>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 namespace fathom {
@@ -31,12 +34,39 @@ class InternalError : public Error {
   using Error::Error;
 };
 
-/// Joins the parts with operator<<. For building messages.
+namespace internal {
+
+void append_text(std::string* out, std::string_view text);
+void append_number(std::string* out, int64_t number);
+void append_unsigned(std::string* out, uint64_t number);
+
+/// As operator<<, without the cost of a stream for texts and whole numbers, which names are made
+/// of.
+template <typename Part>
+void append_part(std::string* out, const Part& part) {
+  if constexpr (std::is_convertible_v<const Part&, std::string_view>) {
+    append_text(out, part);
+  } else if constexpr (std::is_integral_v<Part> && sizeof(Part) >= sizeof(int)) {
+    if constexpr (std::is_signed_v<Part>) {
+      append_number(out, static_cast<int64_t>(part));
+    } else {
+      append_unsigned(out, static_cast<uint64_t>(part));
+    }
+  } else {
+    std::ostringstream stream;
+    stream << part;
+    *out += std::move(stream).str();
+  }
+}
+
+}  // namespace internal
+
+/// Joins the parts as operator<< writes them. For building messages and names.
 template <typename... Parts>
 std::string str_cat(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return std::move(out).str();
+  std::string out;
+  (internal::append_part(&out, parts), ...);
+  return out;
 }
 
 [[noreturn]] void throw_internal_error(const char* file, int line, const char* condition,

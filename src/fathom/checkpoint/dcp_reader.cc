@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 
 #include "fathom/base/error.h"
 #include "fathom/checkpoint/dcp_common.h"
@@ -97,6 +98,17 @@ void copy_box(const uint8_t* from, const std::vector<int64_t>& from_sizes,
 DcpReader::DcpReader(std::string directory)
     : directory_(std::move(directory)), metadata_path_(join_path(directory_, ".metadata")) {
   check_metadata_json(directory_);
+  // Small files are on their way from the disk while .metadata is decoded.
+  int64_t left = kSmallFile;
+  for (const std::string& name : list_directory(directory_)) {
+    const std::string path = join_path(directory_, name);
+    std::error_code error;  // a pipe would never open
+    if (!name.ends_with(".distcp") || !std::filesystem::is_regular_file(path, error)) continue;
+    const FileReader reader(path);
+    left -= reader.size();
+    if (left < 0) break;
+    reader.prefetch(0, reader.size());
+  }
   regular_file_size(metadata_path_);
   metadata_ = decode_dcp_metadata(read_file(metadata_path_), metadata_path_);
   std::map<std::string, int64_t> sizes;
